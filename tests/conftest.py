@@ -1,0 +1,57 @@
+"""Fixtures for all tests: where the data are, and how to run the project's commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from components.dataset import synthetic
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic set in the binary layout: 2,000 training and 500 test images."""
+    folder = tmp_path_factory.mktemp("synthetic") / "data"
+    return synthetic.generate(folder, seed=1, train=2000, test=500)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real CIFAR-100: the archive or folder that CIFAR100_DATA names."""
+    path = os.environ.get("CIFAR100_DATA")
+    if not path:
+        pytest.skip("CIFAR100_DATA does not name the real data")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def run_module() -> Command:
+    """Runs `python -m MODULE ARGUMENT...` as a user would, in a process of its own."""
+
+    def run(
+        module: str,
+        *arguments: object,
+        cwd: Path = REPOSITORY,
+        env: dict[str, str] | None = None,
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[str]:
+        command: Sequence[str] = [sys.executable, "-m", module, *map(str, arguments)]
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return run

@@ -1,0 +1,45 @@
+#!/bin/sh
+# Regenerate the lock files under requirements/ from its .in files: `make lock`.
+#
+# Needs uv (the project's own .venv has one) and a package index; which Pythons are installed does not matter, because
+# uv resolves for the version and platform named here. Versions already locked are kept where the .in files still
+# allow them; `make lock UPGRADE=1` takes the newest allowed ones, `make lock UPGRADE=NAME` those of one package.
+# The -gpu files hold only what `tensorflow[and-cuda]` adds to the file beside them.
+set -eu
+cd "$(dirname "$0")/../requirements"
+
+uv=../.venv/bin/uv
+[ -x "$uv" ] || uv=$(command -v uv) || {
+    echo "lock: no uv in .venv or on PATH. Run 'make setup' first, or install uv." >&2
+    exit 1
+}
+
+case ${UPGRADE:-} in
+'') upgrade= ;;
+1) upgrade=--upgrade ;;
+*) upgrade="--upgrade-package $UPGRADE" ;;
+esac
+
+compile() { # compile PYTHON PLATFORM OUTPUT ARGUMENT...
+    python=$1 platform=$2 output=$3
+    shift 3
+    # shellcheck disable=SC2086  # $upgrade is one or two words, or none
+    "$uv" pip compile --quiet "$@" --python-version "$python" --python-platform "$platform" \
+        --generate-hashes --no-emit-index-url --custom-compile-command "make lock" $upgrade -o "$output"
+}
+
+lock() { # lock LINE PYTHON PLATFORM
+    base=$1-py$(echo "$2" | tr -d .).txt
+    gpu=${base%.txt}-gpu.txt
+    compile "$2" "$3" "$base" "$1.in" common.in
+    # shellcheck disable=SC2046  # one option for each name in the base file
+    compile "$2" "$3" "$gpu" gpu.in -c "$base" \
+        $(sed -n 's/^\([A-Za-z0-9._-]*\).*==.*/--no-emit-package \1/p' "$base")
+    sed -i '/^# The following packages were excluded/,$d' "$gpu"
+    echo "requirements/$base: $(grep -c '==' "$base") packages; with GPU=1 $(grep -c '==' "$gpu") more"
+}
+
+lock tfx-1.16 3.10 x86_64-manylinux_2_28
+for python in 3.11 3.12 3.13; do
+    lock tfx-1.21 "$python" x86_64-manylinux_2_39
+done
