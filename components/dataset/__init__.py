@@ -1,0 +1,1 @@
+"""CIFAR-100 on disk: its formats, where to find it, and a synthetic stand-in (no TensorFlow)."""

@@ -1,0 +1,308 @@
+"""CIFAR-100's binary layout: reading, writing and checking it.
+
+A folder holds `train.bin`, `test.bin` and two files of class names, one name a line. A record of
+3,074 bytes is the coarse label, the fine label, then 1,024 red, 1,024 green and 1,024 blue values,
+each plane row-major. Source: https://www.cs.toronto.edu/~kriz/cifar.html, "CIFAR-100 dataset".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from components.dataset.hashing import add_file
+
+IMAGE_SHAPE = (32, 32, 3)  # height, width, channels
+IMAGE_BYTES = 3072
+RECORD_BYTES = 2 + IMAGE_BYTES
+NUM_FINE_CLASSES = 100
+NUM_COARSE_CLASSES = 20
+
+TRAIN_FILE = "train.bin"
+TEST_FILE = "test.bin"
+FINE_NAMES_FILE = "fine_label_names.txt"
+COARSE_NAMES_FILE = "coarse_label_names.txt"
+FILES = (TRAIN_FILE, TEST_FILE, FINE_NAMES_FILE, COARSE_NAMES_FILE)
+
+OFFICIAL_TRAIN_RECORDS = 50_000
+OFFICIAL_TEST_RECORDS = 10_000
+
+_PLANE_BYTES = IMAGE_BYTES // 3
+
+
+class DataError(ValueError):
+    """The data are missing, damaged or unsafe; the message says what, the value and what to do."""
+
+
+class LabelNames(NamedTuple):
+    """Class names by label."""
+
+    fine: tuple[str, ...]
+    coarse: tuple[str, ...]
+
+
+class RecordCounts(NamedTuple):
+    """How many records each file of a folder holds."""
+
+    train: int
+    test: int
+
+
+def decode_record(record: bytes) -> tuple[bytes, int, int]:
+    """Decodes one record.
+
+    Args:
+      record: 3,074 bytes as they are in the file (planar, coarse label first).
+
+    Returns:
+      The image as 3,072 bytes in row-major height, width, channel order; the fine label; the
+      coarse label. Labels are not range-checked: that is `check_folder`'s and the schema's part.
+
+    Raises:
+      DataError: If the record has another length.
+    """
+    if len(record) != RECORD_BYTES:
+        raise DataError(
+            f"a record has {len(record):,} bytes instead of {RECORD_BYTES:,}: "
+            "the file is truncated or is not in CIFAR-100 binary format"
+        )
+    planes = np.frombuffer(record, np.uint8, offset=2).reshape(3, _PLANE_BYTES)
+    return planes.T.tobytes(), record[1], record[0]
+
+
+def read_records(
+    path: str | os.PathLike[str],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Reads a whole file of records into memory.
+
+    Args:
+      path: A `train.bin` or `test.bin`.
+
+    Returns:
+      Images, uint8 [N, 32, 32, 3]; fine labels, int64 [N]; coarse labels, int64 [N].
+
+    Raises:
+      DataError: If the file is missing, empty or not a whole number of records.
+    """
+    records = _map_records(Path(path))
+    planes = records[:, 2:].reshape(-1, 3, *IMAGE_SHAPE[:2])  # (N, 3, 32, 32)
+    images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))  # (N, 32, 32, 3)
+    return images, records[:, 1].astype(np.int64), records[:, 0].astype(np.int64)
+
+
+def write_records(
+    path: str | os.PathLike[str],
+    images: npt.NDArray[np.uint8],
+    fine: npt.ArrayLike,
+    coarse: npt.ArrayLike,
+) -> None:
+    """Writes records in the binary layout, to a temporary name first.
+
+    Args:
+      path: The file to write; replaced if it exists.
+      images: Pixels, uint8 [N, 32, 32, 3].
+      fine: Fine labels, integers [N], each 0 to 255 (the format's range, not the data set's).
+      coarse: Coarse labels, likewise.
+
+    Raises:
+      ValueError: If shapes or types do not fit, or a label does not fit one byte.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE:
+        raise ValueError(f"images must be uint8 [N, 32, 32, 3], got {images.dtype} {images.shape}")
+    write_planes(path, images.transpose(0, 3, 1, 2).reshape(-1, IMAGE_BYTES), fine, coarse)
+
+
+def write_planes(
+    path: str | os.PathLike[str],
+    planes: npt.NDArray[np.uint8],
+    fine: npt.ArrayLike,
+    coarse: npt.ArrayLike,
+) -> None:
+    """Writes records whose images are colour planes already; else as `write_records`.
+
+    Args:
+      path: The file to write; replaced if it exists.
+      planes: Colour planes, uint8 [N, 3072], each row 1,024 red, 1,024 green and 1,024 blue values.
+      fine: Fine labels, integers [N], each 0 to 255.
+      coarse: Coarse labels, likewise.
+
+    Raises:
+      ValueError: If shapes or types do not fit, or a label does not fit one byte.
+    """
+    planes = np.asarray(planes)
+    fine, coarse = np.asarray(fine), np.asarray(coarse)
+    if planes.dtype != np.uint8 or planes.shape[1:] != (IMAGE_BYTES,):
+        raise ValueError(f"planes must be uint8 [N, 3072], got {planes.dtype} {planes.shape}")
+    for name, labels in (("fine", fine), ("coarse", coarse)):
+        if labels.shape != planes.shape[:1]:
+            raise ValueError(f"{len(planes)} images but {name} labels of shape {labels.shape}")
+        if labels.size and (labels.min() < 0 or labels.max() > 255):
+            raise ValueError(f"{name} labels must be 0 to 255, got {labels.min()}..{labels.max()}")
+    records = np.empty((len(planes), RECORD_BYTES), np.uint8)
+    records[:, 0], records[:, 1], records[:, 2:] = coarse, fine, planes
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(records.data)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_label_names(folder: str | os.PathLike[str], names: LabelNames) -> None:
+    """Writes the two files of class names, one name a line."""
+    for file, labels in ((FINE_NAMES_FILE, names.fine), (COARSE_NAMES_FILE, names.coarse)):
+        text = "".join(f"{label}\n" for label in labels)
+        Path(folder, file).write_text(text, encoding="utf-8")
+
+
+def read_label_names(folder: str | os.PathLike[str]) -> LabelNames:
+    """Reads the class names of a binary folder.
+
+    Args:
+      folder: A folder in the binary layout.
+
+    Returns:
+      100 fine and 20 coarse names; a name's position is its label.
+
+    Raises:
+      DataError: If a file is missing, has another number of lines, or a name is blank or repeated.
+    """
+    return LabelNames(
+        fine=_read_names(Path(folder, FINE_NAMES_FILE), NUM_FINE_CLASSES),
+        coarse=_read_names(Path(folder, COARSE_NAMES_FILE), NUM_COARSE_CLASSES),
+    )
+
+
+def count_records(size: int, path: str) -> int:
+    """Returns how many records a file of this size holds.
+
+    Args:
+      size: The file's size in bytes.
+      path: Its path, for the message alone: the file may lie anywhere.
+
+    Returns:
+      The number of records, at least 1.
+
+    Raises:
+      DataError: If the file is empty or not a whole number of records.
+    """
+    if size == 0:
+        raise DataError(f"{path} is empty: copy or unpack the data set again")
+    count, remainder = divmod(size, RECORD_BYTES)
+    if remainder:
+        raise DataError(
+            f"{path} has {size:,} bytes, which is {count:,} records of {RECORD_BYTES:,} bytes and "
+            f"{remainder:,} bytes over: probably a truncated file, copy or unpack it again"
+        )
+    return count
+
+
+def parse_label_names(text: str, count: int, path: str) -> tuple[str, ...]:
+    """Parses a file of class names, one name a line.
+
+    A blank line is refused and not skipped, except at the end: all names below it would belong to
+    other labels.
+
+    Args:
+      text: The file's contents.
+      count: How many classes there are.
+      path: The file's path, for the message alone: the file may lie anywhere.
+
+    Returns:
+      `count` names, without surrounding blanks; a name's position is its label.
+
+    Raises:
+      DataError: If there are more or fewer names, or a name is blank or repeated.
+    """
+    names = tuple(line.strip() for line in text.rstrip().split("\n"))
+    for index, name in enumerate(names):
+        if not name:
+            raise DataError(f"{path}: line {index + 1} is blank, where a class name should be")
+        if name in names[:index]:
+            raise DataError(f"{path}: line {index + 1} repeats the class name {name!r}")
+    if len(names) != count:
+        raise DataError(f"{path} has {len(names)} lines instead of {count}, one class name each")
+    return names
+
+
+def check_folder(folder: str | os.PathLike[str]) -> RecordCounts:
+    """Checks that a folder is a sound data set in the binary layout; fewer records are legal.
+
+    Args:
+      folder: A folder in the binary layout.
+
+    Returns:
+      The number of records in `train.bin` and `test.bin`.
+
+    Raises:
+      DataError: For a missing, empty or truncated file, a label out of range or unusable names.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"data folder {folder} {what}: give the folder with {TRAIN_FILE} in it")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{folder} lacks {', '.join(missing)}: unpack the whole of cifar-100-binary.tar.gz "
+            f"(a folder holds {', '.join(FILES)})"
+        )
+    read_label_names(folder)
+    return RecordCounts(_check_records(folder / TRAIN_FILE), _check_records(folder / TEST_FILE))
+
+
+def fingerprint(folder: str | os.PathLike[str]) -> str:
+    """Digests a folder's four files, with their names and sizes.
+
+    Args:
+      folder: A folder in the binary layout.
+
+    Returns:
+      64 hexadecimal digits (SHA-256), equal for two folders exactly if the files' contents are.
+    """
+    digest = hashlib.sha256()
+    for name in FILES:
+        path = Path(folder, name)
+        digest.update(f"{name} {path.stat().st_size}\n".encode())
+        add_file(digest, path)
+    return digest.hexdigest()
+
+
+def _map_records(path: Path) -> npt.NDArray[np.uint8]:
+    """Maps a file of records as uint8 [N, 3074] without reading it."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: give a folder with {TRAIN_FILE} and {TEST_FILE}")
+    count = count_records(path.stat().st_size, str(path))
+    return np.memmap(path, np.uint8, mode="r", shape=(count, RECORD_BYTES))
+
+
+def _check_records(path: Path) -> int:
+    records = _map_records(path)
+    for column, kind, limit in ((1, "fine", NUM_FINE_CLASSES), (0, "coarse", NUM_COARSE_CLASSES)):
+        labels = records[:, column]
+        if labels.max() >= limit:
+            index = int(np.argmax(labels >= limit))
+            raise DataError(
+                f"{path}: record {index:,} has {kind} label {labels[index]}, but labels run from "
+                f"0 to {limit - 1}: the file is damaged or is not CIFAR-100 (CIFAR-10 records are "
+                "one byte shorter)"
+            )
+    return len(records)
+
+
+def _read_names(path: Path, count: int) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: it names the {count} classes") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}): unpack it again") from None
+    return parse_label_names(text, count, str(path))
