@@ -1,0 +1,134 @@
+"""Progress lines, and what makes an interrupted training continue as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from trainer import callbacks
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(32, 32, 32, 3)).astype("float32"), np.arange(32)
+
+
+def small_model() -> keras.Model:
+    """With augmentation and dropout, each with its random generator."""
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.RandomFlip("horizontal", seed=1),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.5, seed=2),
+            keras.layers.Dense(32, kernel_initializer=keras.initializers.GlorotUniform(seed=3)),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.AdamW(1e-3), loss)
+    return model
+
+
+def fit(
+    model: keras.Model, data: tuple, epochs: int, added: list[keras.callbacks.Callback], first=0
+) -> list[float]:
+    options = {"initial_epoch": first, "batch_size": 16, "verbose": 0, "shuffle": False}
+    return model.fit(*data, epochs=epochs, callbacks=added, **options).history["loss"]
+
+
+def test_a_continued_training_draws_what_the_uninterrupted_one_would(data: tuple, tmp_path: Path):
+    checkpoint = callbacks.Checkpoint(str(tmp_path / "checkpoint"))
+    uninterrupted = fit(small_model(), data, 4, [callbacks.EpochSeeds()])
+    added = [checkpoint, callbacks.EpochSeeds()]
+    assert checkpoint.restore(small_model()) == 0
+    begun = fit(small_model(), data, 2, added)
+    # An interruption while a later epoch is saved costs that epoch alone.
+    (tmp_path / "checkpoint" / "partial.weights.h5").write_bytes(b"half")
+    model = small_model()
+    assert checkpoint.restore(model) == 2
+    continued = fit(model, data, 4, added, first=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == [
+        "epoch-000004.weights.h5"
+    ]
+    assert len(begun) == len(continued) == 2
+    # Keras alone would draw as in epochs 1 and 2 again, and be off by 2.8 here.
+    np.testing.assert_allclose(begun + continued, uninterrupted, rtol=1e-5)
+
+
+def test_epochs_draw_different_numbers(data: tuple):
+    model = small_model()
+    model.optimizer.learning_rate = 0.0
+    losses = fit(model, data, 3, [callbacks.EpochSeeds()])
+    assert len({round(loss, 5) for loss in losses}) == 3
+
+
+def test_history_file_has_every_epoch_once(data: tuple, tmp_path: Path):
+    path = tmp_path / "new" / "history.json"
+    fit(small_model(), data, 2, [callbacks.HistoryFile(str(path))])
+    before = json.loads(path.read_text())
+    assert [epoch["epoch"] for epoch in before] == [1, 2]
+    # Epoch 2 again, as after an interruption between the history and the checkpoint.
+    history = callbacks.HistoryFile(str(path))
+    losses = fit(small_model(), data, 4, [history], first=1)
+    after = json.loads(path.read_text())
+    assert after == history.epochs
+    assert [epoch["epoch"] for epoch in after] == [1, 2, 3, 4]
+    assert after[0] == before[0]
+    np.testing.assert_allclose([epoch["loss"] for epoch in after[1:]], losses, atol=1e-6)
+    assert [name.name for name in path.parent.iterdir()] == ["history.json"]
+
+
+def test_history_file_of_a_training_that_starts_over(data: tuple, tmp_path: Path):
+    path = tmp_path / "history.json"
+    path.write_text(json.dumps([{"epoch": 1, "loss": -1.0}, {"epoch": 2, "loss": -1.0}]))
+    fit(small_model(), data, 1, [callbacks.HistoryFile(str(path))])
+    (epoch,) = json.loads(path.read_text())
+    assert epoch["epoch"] == 1
+    assert epoch["loss"] > 0
+    assert 0 < epoch["seconds"] < 60
+
+
+def test_a_short_epoch_has_one_line(data: tuple, capsys: pytest.CaptureFixture[str]):
+    (loss,) = fit(small_model(), data, 1, [callbacks.ProgressLines()])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"  epoch 1/1 took \d+ s  loss {loss:.4f}", line)
+
+
+class _SlowStep(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        time.sleep(0.25)
+
+
+def test_a_long_epoch_says_where_it_stands(
+    data: tuple, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(callbacks, "_SECONDS_PER_LINE", 0.4)
+    model = small_model()
+    # 16 steps of a quarter of a second: a line at every second one.
+    added = [_SlowStep(), callbacks.ProgressLines()]
+    model.fit(*data, epochs=1, batch_size=2, verbose=0, callbacks=added)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("  epoch 1/1 took ")
+    assert 2 <= len(lines) <= 8
+    for line in lines:
+        match = re.fullmatch(
+            r"  epoch 1/1  step (\d+)/16  (\d+) s left  loss \d+\.\d{4}",
+            line,
+        )
+        assert match, line
+        step, left = int(match[1]), int(match[2])
+        # A step takes the pause and a little; compiling the first one must not count.
+        assert (16 - step) * 0.25 - 0.5 <= left <= (16 - step) * 0.6 + 0.5
+
+
+def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
+    verbose, added = callbacks.progress()  # the output is captured
+    assert verbose == 0
+    assert [type(callback) for callback in added] == [callbacks.ProgressLines]

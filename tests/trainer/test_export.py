@@ -1,0 +1,367 @@
+"""The exported model: three signatures, one answer, whole or not there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import apache_beam as beam
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_transform as tft
+import tensorflow_transform.beam as tft_beam
+from PIL import Image
+
+from components.dataset.synthetic import LABEL_NAMES
+from trainer import export, preprocessing
+from trainer.model import build_model
+from trainer.presets import get_preset
+
+COARSE = tuple(LABEL_NAMES.coarse[label // 5] for label in range(100))
+NAMES = export.ClassNames(LABEL_NAMES.fine, COARSE)
+EXTRA = {"dataset.json": {"name": "synthetic"}, "training.json": {"history": [{"loss": 4.5}]}}
+SIGNATURES = ("serving_default", "serving_bytes", "serving_examples")
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+
+def analyze(folder: Path, images: np.ndarray, preprocessing_fn: Callable) -> tft.TFTransformOutput:
+    metadata = tft.DatasetMetadata.from_feature_spec(
+        {
+            "image": tf.io.FixedLenFeature([], tf.string),
+            "fine_label": tf.io.FixedLenFeature([], tf.int64),
+        }
+    )
+    rows = [{"image": image.tobytes(), "fine_label": 0} for image in images]
+    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
+        data = (pipeline | beam.Create(rows), metadata)
+        graph = data | tft_beam.AnalyzeDataset(preprocessing_fn)
+        _ = graph | tft_beam.WriteTransformFn(str(folder / "graph"))
+    return tft.TFTransformOutput(str(folder / "graph"))
+
+
+@pytest.fixture(scope="module")
+def transform_output(
+    images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> tft.TFTransformOutput:
+    folder = tmp_path_factory.mktemp("transform")
+    return analyze(folder, images, preprocessing.preprocessing_fn)
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    return build_model(get_preset("tiny"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def exported(
+    model: keras.Model,
+    transform_output: tft.TFTransformOutput,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    target = tmp_path_factory.mktemp("export") / "model"
+    export.export_model(model, transform_output, NAMES, str(target), EXTRA)
+    return target
+
+
+@pytest.fixture(scope="module")
+def loaded(exported: Path) -> tf.Module:
+    return tf.saved_model.load(str(exported))
+
+
+@pytest.fixture(scope="module")
+def ask(loaded: tf.Module) -> Callable:
+    """(name of a signature, its input) -> outputs as arrays."""
+
+    def call(name: str, values: object) -> dict[str, np.ndarray]:
+        dtype = tf.uint8 if name == "serving_default" else tf.string
+        outputs = loaded.signatures[name](tf.constant(values, dtype))
+        return {key: value.numpy() for key, value in outputs.items()}
+
+    return call
+
+
+def png(image: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(image), "PNG")
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def example(image: bytes) -> bytes:
+    feature = {"image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))}
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+def as_inputs(images: np.ndarray) -> dict[str, object]:
+    return {
+        "serving_default": images,
+        "serving_bytes": [png(image) for image in images],
+        "serving_examples": [example(image.tobytes()) for image in images],
+    }
+
+
+def test_signatures_are_those_of_the_documentation(loaded: tf.Module):
+    inputs = {
+        "serving_default": ("images", tf.uint8, [None, 32, 32, 3]),
+        "serving_bytes": ("image_bytes", tf.string, [None]),
+        "serving_examples": ("examples", tf.string, [None]),
+    }
+    outputs = {
+        "top_5_names": (tf.string, [None, 5]),
+        "top_5_coarse_names": (tf.string, [None, 5]),
+        "top_5_ids": (tf.int32, [None, 5]),
+        "top_5_probabilities": (tf.float32, [None, 5]),
+        "probabilities": (tf.float32, [None, 100]),
+    }
+    assert sorted(loaded.signatures) == sorted(inputs)
+    for name, signature in loaded.signatures.items():
+        ((key, spec),) = signature.structured_input_signature[1].items()
+        assert (key, spec.dtype, spec.shape.as_list()) == inputs[name]
+        specs = {
+            key: (spec.dtype, spec.shape.as_list())
+            for key, spec in signature.structured_outputs.items()
+        }
+        assert specs == outputs
+
+
+def test_answers_are_the_model_s(ask: Callable, model: keras.Model, images: np.ndarray):
+    mean = images.mean(axis=(0, 1, 2))
+    deviation = images.std(axis=(0, 1, 2))
+    logits = model.predict((images - mean) / deviation, verbose=0).astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    outputs = ask("serving_default", images)
+    np.testing.assert_allclose(outputs["probabilities"], expected, rtol=1e-4)
+    best = np.argsort(-outputs["probabilities"], axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(outputs["top_5_ids"], best)
+    np.testing.assert_array_equal(
+        outputs["top_5_probabilities"], np.take_along_axis(outputs["probabilities"], best, 1)
+    )
+    assert (np.diff(outputs["top_5_probabilities"]) <= 0).all()
+    names = [[NAMES.fine[index] for index in row] for row in best]
+    coarse = [[NAMES.coarse[index] for index in row] for row in best]
+    assert [[name.decode() for name in row] for row in outputs["top_5_coarse_names"]] == coarse
+    assert [[name.decode() for name in row] for row in outputs["top_5_names"]] == names
+
+
+@pytest.mark.parametrize("count", [1, 20, 150])
+def test_three_signatures_agree(ask: Callable, images: np.ndarray, count: int):
+    pixels = np.resize(images, (count, 32, 32, 3))
+    answers = [ask(name, values) for name, values in as_inputs(pixels).items()]
+    for answer in answers:
+        assert len(answer["probabilities"]) == count
+        np.testing.assert_array_equal(answer["top_5_names"], answers[0]["top_5_names"])
+        np.testing.assert_array_equal(answer["top_5_ids"], answers[0]["top_5_ids"])
+        np.testing.assert_allclose(
+            answer["probabilities"], answers[0]["probabilities"], rtol=1e-6, atol=0
+        )
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_an_empty_batch_has_an_empty_answer(ask: Callable, name: str):
+    outputs = ask(name, np.empty((0, 32, 32, 3)) if name == "serving_default" else [])
+    assert {key: value.shape for key, value in outputs.items()} == {
+        "top_5_names": (0, 5),
+        "top_5_coarse_names": (0, 5),
+        "top_5_ids": (0, 5),
+        "top_5_probabilities": (0, 5),
+        "probabilities": (0, 100),
+    }
+
+
+def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Noise, so that a filter without antialiasing gives something else."""
+    generator = np.random.default_rng(height)
+    return generator.integers(0, 256, (height, width, channels), np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (32, 33), (20, 48), (100, 75), (640, 480)])
+def test_other_sizes_are_resized_with_antialiasing(ask: Callable, height: int, width: int):
+    image = photo(height, width)
+    resized = tf.image.resize(image.astype(np.float32), (32, 32), antialias=True).numpy()
+    pixels = np.clip(np.round(resized), 0, 255).astype(np.uint8)
+    by_bytes = ask("serving_bytes", [png(image)])["probabilities"]
+    by_pixels = ask("serving_default", pixels[None])["probabilities"]
+    np.testing.assert_allclose(by_bytes, by_pixels, rtol=1e-6)
+    if height > 64:
+        aliased = tf.image.resize(image.astype(np.float32), (32, 32)).numpy()
+        by_aliased = ask("serving_default", np.round(aliased)[None].astype(np.uint8))
+        assert not np.allclose(by_bytes, by_aliased["probabilities"], rtol=1e-3)
+
+
+def test_sizes_can_be_mixed_in_a_batch(ask: Callable, images: np.ndarray):
+    contents = [png(photo(90, 10)), png(images[0]), png(photo(10, 90))]
+    together = ask("serving_bytes", contents)["probabilities"]
+    alone = [ask("serving_bytes", [content])["probabilities"][0] for content in contents]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_kinds_of_images(ask: Callable):
+    colour = photo(32, 32)
+    grey = photo(32, 32, 1)
+    repeated = np.repeat(grey, 3, axis=2)
+    opacity = np.full((32, 32, 1), 128, np.uint8)
+    jpeg = encoded(Image.fromarray(photo(8, 8)).resize((32, 32)), "JPEG")
+    palette = Image.fromarray(colour).quantize(16)
+    cases = [
+        (encoded(Image.fromarray(grey[..., 0]), "PNG"), repeated),
+        (png(np.concatenate([colour, opacity], axis=2)), colour),  # transparency is ignored
+        (png(np.concatenate([grey, opacity], axis=2)), repeated),
+        (encoded(palette, "PNG"), np.asarray(palette.convert("RGB"))),
+        (jpeg, tf.io.decode_jpeg(jpeg).numpy()),
+    ]
+    by_bytes = ask("serving_bytes", [content for content, _ in cases])["probabilities"]
+    pixels = np.stack([pixels for _, pixels in cases])
+    by_pixels = ask("serving_default", pixels)["probabilities"]
+    np.testing.assert_allclose(by_bytes, by_pixels, rtol=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", png(photo(32, 32))[:100]])
+def test_bytes_that_are_no_image_are_an_error(ask: Callable, content: bytes):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        ask("serving_bytes", [content])
+
+
+@pytest.mark.parametrize("size", [0, 1024, 3071, 6144])
+def test_examples_of_another_length_are_an_error(ask: Callable, size: int):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        ask("serving_examples", [example(bytes(size))] * 3)
+
+
+def test_extra_assets_are_whole(exported: Path):
+    folder = exported / "assets.extra"
+    assert {path.name: json.loads(path.read_text()) for path in folder.iterdir()} == EXTRA
+    assert os.listdir(exported.parent) == ["model"]
+
+
+def test_serves_where_there_is_only_tensorflow(exported: Path, ask: Callable, images: np.ndarray):
+    program = """if True:
+        import json, sys
+        import tensorflow as tf
+        contents = [bytes.fromhex(line) for line in json.load(sys.stdin)]
+        signatures = tf.saved_model.load(sys.argv[1]).signatures
+        outputs = signatures["serving_bytes"](tf.constant(contents))
+        ours = ("keras", "trainer", "tensorflow_transform", "tfx_bsl")
+        print(json.dumps({
+            "ids": outputs["top_5_ids"].numpy().tolist(),
+            "imported": [name for name in ours if name in sys.modules],
+        }))
+    """
+    contents = [png(image) for image in images]
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(exported)],
+        input=json.dumps([content.hex() for content in contents]),
+        capture_output=True,
+        text=True,
+        cwd=exported,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    answer = json.loads(process.stdout.splitlines()[-1])
+    assert answer["imported"] == []
+    assert answer["ids"] == ask("serving_bytes", contents)["top_5_ids"].tolist()
+
+
+def other_preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """As an earlier version of the code might have been: it centers, and does not scale."""
+    outputs = preprocessing.preprocessing_fn(inputs)
+    pixels = tf.cast(preprocessing.decode_images(inputs["image"]), tf.float32)
+    return {**outputs, "image": pixels - outputs["image_mean"][:, None, None, :]}
+
+
+def test_refuses_a_transform_graph_of_other_code(
+    tmp_path: Path, model: keras.Model, images: np.ndarray
+):
+    other = analyze(tmp_path, images, other_preprocessing_fn)
+    with pytest.raises(
+        export.ExportError, match=r"normalise differently \(by up to \d+\).*--no_cache"
+    ):
+        export.export_model(model, other, NAMES, str(tmp_path / "model"), {})
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("count", [0, 99, 101])
+def test_refuses_a_wrong_number_of_names(
+    tmp_path: Path, model: keras.Model, transform_output: tft.TFTransformOutput, count: int
+):
+    names = [str(index) for index in range(count)]
+    with pytest.raises(export.ExportError, match=f"^{count} class names for 100 logits"):
+        class_names = export.ClassNames(names, names)
+        export.export_model(model, transform_output, class_names, str(tmp_path / "model"), {})
+    assert os.listdir(tmp_path) == []
+
+
+# Full while the variables, the graph or the extra assets are written.
+@pytest.fixture(params=[0.25, 0.75, 1.1])
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path, exported: Path) -> Iterator[Path]:
+    """A file system with that many times the size of the SavedModel."""
+    files = [path for path in exported.rglob("*") if path.is_file()]
+    size = int(request.param * sum(path.stat().st_size for path in files))
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_nothing(
+    small_disk: Path, model: keras.Model, transform_output: tft.TFTransformOutput
+):
+    target = small_disk / "model"
+    extra = {**EXTRA, "large.json": ["x" * 100] * 10_000}
+    with pytest.raises(export.ExportError, match=rf"(?s)not be written to {target}: .*Free space"):
+        export.export_model(model, transform_output, NAMES, str(target), extra)
+    assert os.listdir(small_disk) == []
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Files end at 64 KB, as at the end of a disk; this needs no root."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_failed_write_leaves_nothing(
+    tmp_path: Path, model: keras.Model, transform_output: tft.TFTransformOutput
+):
+    with pytest.raises(export.ExportError, match="could not be written to"):
+        export.export_model(model, transform_output, NAMES, str(tmp_path / "model"), EXTRA)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made(
+    tmp_path: Path, model: keras.Model, transform_output: tft.TFTransformOutput
+):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(export.ExportError, match="could not be written to"):
+        export.export_model(model, transform_output, NAMES, str(tmp_path / "file" / "model"), {})
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_an_interrupted_export_left_does_not_survive(
+    tmp_path: Path, model: keras.Model, transform_output: tft.TFTransformOutput
+):
+    (tmp_path / "model.partial" / "assets.extra").mkdir(parents=True)
+    (tmp_path / "model.partial" / "assets.extra" / "stale.json").write_text("{}")
+    export.export_model(model, transform_output, NAMES, str(tmp_path / "model"), EXTRA)
+    assert os.listdir(tmp_path) == ["model"]
+    assert sorted(os.listdir(tmp_path / "model" / "assets.extra")) == sorted(EXTRA)

@@ -1,0 +1,149 @@
+"""The Trainer's input: all examples once an epoch, in the right order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_transform as tft
+import tensorflow_transform.beam as tft_beam
+
+from trainer import export, preprocessing
+from trainer.input import make_dataset, read_examples
+
+COUNT = 103  # not a multiple of the batch size
+BATCH = 20
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def labels() -> np.ndarray:
+    """Each its own, so that it identifies the example."""
+    return np.arange(COUNT)
+
+
+@pytest.fixture(scope="module")
+def transform_output(
+    images: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> tft.TFTransformOutput:
+    folder = tmp_path_factory.mktemp("transform")
+    metadata = tft.DatasetMetadata.from_feature_spec(
+        {
+            "image": tf.io.FixedLenFeature([], tf.string),
+            "fine_label": tf.io.FixedLenFeature([], tf.int64),
+        }
+    )
+    rows = [{"image": image.tobytes(), "fine_label": 0} for image in images]
+    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
+        data = (pipeline | beam.Create(rows), metadata)
+        graph = data | tft_beam.AnalyzeDataset(preprocessing.preprocessing_fn)
+        _ = graph | tft_beam.WriteTransformFn(str(folder / "graph"))
+    return tft.TFTransformOutput(str(folder / "graph"))
+
+
+def write_examples(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
+        for image, label in zip(images, labels):
+            feature = {
+                "image": tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=[image.tobytes()]),
+                ),
+                "fine_label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+                "coarse_label": tf.train.Feature(int64_list=tf.train.Int64List(value=[0])),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+
+
+def raw(images: np.ndarray) -> np.ndarray:
+    return np.array([image.tobytes() for image in images], object)
+
+
+def label_order(dataset: tf.data.Dataset) -> list[int]:
+    return np.concatenate([label for _, label in dataset.as_numpy_iterator()]).tolist()
+
+
+def test_reads_all_files_in_their_order(tmp_path: Path, images: np.ndarray, labels: np.ndarray):
+    # Two patterns, one of two files; written in another order than that of their names.
+    write_examples(tmp_path / "a" / "data-1.gz", images[40:70], labels[40:70])
+    write_examples(tmp_path / "b" / "data-0.gz", images[70:], labels[70:])
+    write_examples(tmp_path / "a" / "data-0.gz", images[:40], labels[:40])
+    patterns = [str(tmp_path / "b" / "*"), str(tmp_path / "a" / "*")]
+    first, first_labels = read_examples(patterns)
+    assert first_labels.dtype == np.int64
+    assert {len(image) for image in first} == {3072}
+    # Files are read side by side, so examples of different files alternate, always alike.
+    assert sorted(first_labels) == labels.tolist()
+    by_label = dict(zip(first_labels.tolist(), first))
+    assert [by_label[label] for label in range(COUNT)] == raw(images).tolist()
+    again, again_labels = read_examples(patterns[::-1])
+    assert again_labels.tolist() == first_labels.tolist()
+    assert again.tolist() == first.tolist()
+
+
+def test_reads_one_file_in_its_order(tmp_path: Path, images: np.ndarray, labels: np.ndarray):
+    write_examples(tmp_path / "data.gz", images[::-1], labels[::-1])
+    assert read_examples([str(tmp_path / "*")])[1].tolist() == labels.tolist()[::-1]
+
+
+def test_a_split_without_examples_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no examples in .*/Split-train/\*"):
+        read_examples([str(tmp_path / "Split-train" / "*")])
+    write_examples(tmp_path / "Split-train" / "data.gz", np.empty((0,)), np.empty((0,)))
+    with pytest.raises(ValueError, match=r"no examples in .*/Split-train/\*"):
+        read_examples([str(tmp_path / "Split-train" / "*")])
+
+
+def test_batches(images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput):
+    dataset = make_dataset(raw(images), labels, transform_output, batch_size=BATCH)
+    image_spec, label_spec = dataset.element_spec
+    assert (image_spec.shape.as_list(), image_spec.dtype) == ([None, 32, 32, 3], tf.float32)
+    assert (label_spec.shape.as_list(), label_spec.dtype) == ([None], tf.int64)
+    # The schedule's length and the progress bar come from it.
+    assert len(dataset) == 6
+    assert [len(label) for _, label in dataset.as_numpy_iterator()] == [20, 20, 20, 20, 20, 3]
+    expected = preprocessing.normalize(images, *export.channel_statistics(transform_output))
+    batches = np.concatenate([image for image, _ in dataset.as_numpy_iterator()])
+    np.testing.assert_allclose(batches, expected, atol=1e-6)
+
+
+def test_order_is_kept_without_a_shuffle_seed(
+    images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput
+):
+    dataset = make_dataset(raw(images), labels, transform_output, batch_size=BATCH)
+    assert label_order(dataset) == label_order(dataset) == labels.tolist()
+
+
+def test_every_epoch_has_another_order_of_all_examples(
+    images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput
+):
+    def epochs(seed: int) -> list[list[int]]:
+        dataset = make_dataset(
+            raw(images), labels, transform_output, batch_size=BATCH, shuffle_seed=seed
+        )
+        return [label_order(dataset) for _ in range(3)]
+
+    orders = epochs(seed=1)
+    assert all(sorted(order) == labels.tolist() for order in orders)
+    assert len({tuple(order) for order in [*orders, labels.tolist()]}) == 4
+    assert epochs(seed=1) == orders
+    assert epochs(seed=2)[0] != orders[0]
+    # Over the whole split, not within a window: the first batch comes from everywhere.
+    assert max(orders[0][:BATCH]) - min(orders[0][:BATCH]) > COUNT // 2
+
+
+def test_labels_stay_with_their_images(
+    images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput
+):
+    dataset = make_dataset(raw(images), labels, transform_output, batch_size=BATCH, shuffle_seed=1)
+    expected = preprocessing.normalize(images, *export.channel_statistics(transform_output)).numpy()
+    for image, label in dataset.as_numpy_iterator():
+        np.testing.assert_allclose(image, expected[label], atol=1e-6)

@@ -1,0 +1,317 @@
+"""run_fn from examples on disk to a SavedModel, interrupted, resumed and on several devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_transform as tft
+import tensorflow_transform.beam as tft_beam
+from tfx.components.trainer.fn_args_utils import FnArgs
+
+from components.dataset import format as binary
+from components.dataset import synthetic
+from trainer import export, preprocessing, run
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN, VALIDATION = 180, 60
+# Not in the order of the data set's own, so that they can come from the card alone.
+NAMES = synthetic.LABEL_NAMES.fine[::-1]
+CARD = {
+    "name": "synthetic",
+    "limit": None,
+    "fine_label_names": NAMES,
+    "coarse_label_names": ["a", "b"],
+    "superclasses": [0, 1] * 50,
+}
+
+METRICS = {"loss", "top_1_accuracy", "top_5_accuracy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What TFX's Trainer gets: examples, their card and a transform graph."""
+
+    folder: Path
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+
+
+def write_split(folder: Path, images: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    folder.mkdir(parents=True)
+    rows = [{"image": image.tobytes(), "fine_label": int(n)} for image, n in zip(images, labels)]
+    with tf.io.TFRecordWriter(str(folder / "data.gz"), "GZIP") as writer:
+        for row in rows:
+            feature = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[row["image"]])),
+                "fine_label": tf.train.Feature(
+                    int64_list=tf.train.Int64List(value=[row["fine_label"]])
+                ),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    return rows
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    work = tmp_path_factory.mktemp("inputs")
+    data = synthetic.generate(work / "data", train=TRAIN + VALIDATION, test=1)
+    images, labels, _ = binary.read_records(data / binary.TRAIN_FILE)
+    rows = write_split(work / "examples" / "Split-train", images[:TRAIN], labels[:TRAIN])
+    write_split(work / "examples" / "Split-validation", images[TRAIN:], labels[TRAIN:])
+    (work / "examples" / "dataset.json").write_text(json.dumps(CARD))
+    metadata = tft.DatasetMetadata.from_feature_spec(
+        {
+            "image": tf.io.FixedLenFeature([], tf.string),
+            "fine_label": tf.io.FixedLenFeature([], tf.int64),
+        }
+    )
+    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(work / "tmp")):
+        graph = (pipeline | beam.Create(rows), metadata) | tft_beam.AnalyzeDataset(
+            preprocessing.preprocessing_fn
+        )
+        _ = graph | tft_beam.WriteTransformFn(str(work / "transform"))
+    return Inputs(work, images[TRAIN:], labels[TRAIN:])
+
+
+def arguments(inputs: Inputs, work: Path, **overrides: Any) -> dict[str, Any]:
+    """FnArgs's fields for a run that writes below `work`."""
+    config = {
+        "preset": "tiny",
+        "epochs": 2,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-3,
+        "seed": 7,
+        "checkpoint_dir": str(work / "checkpoints"),
+        "code": "of these tests",
+    }
+    return {
+        "train_files": [str(inputs.folder / "examples" / "Split-train" / "*")],
+        "eval_files": [str(inputs.folder / "examples" / "Split-validation" / "*")],
+        "transform_graph_path": str(inputs.folder / "transform"),
+        "serving_model_dir": str(work / "model" / "Format-Serving"),
+        "model_run_dir": str(work / "model_run"),
+        "custom_config": {**config, **overrides},
+    }
+
+
+def train(inputs: Inputs, work: Path, **overrides: Any) -> dict[str, Any]:
+    """Runs run_fn in this process; returns training.json."""
+    run.run_fn(FnArgs(**arguments(inputs, work, **overrides)))
+    return report(work)
+
+
+def report(work: Path) -> dict[str, Any]:
+    assets = work / "model" / "Format-Serving" / "assets.extra"
+    return json.loads((assets / run.TRAINING_REPORT_FILE).read_text())
+
+
+def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: epoch[key] for key in epoch if key != "seconds"} for epoch in history]
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("finished")
+    train(inputs, work)
+    return work
+
+
+def test_training_report(finished: Path, inputs: Inputs):
+    result = report(finished)
+    history = result.pop("history")
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    names = {"epoch", "seconds", *METRICS, *(f"val_{name}" for name in METRICS)}
+    assert all(set(epoch) == names for epoch in history)
+    assert (
+        result.pop("preset").items()
+        >= {
+            "name": "tiny",
+            "epochs": 2,
+            "batch_size": 64,
+            "learning_rate": 2e-3,
+            "patch_size": 8,
+        }.items()
+    )
+    normalization = result.pop("normalization")
+    mean, variance = export.channel_statistics(
+        tft.TFTransformOutput(str(inputs.folder / "transform"))
+    )
+    np.testing.assert_allclose(normalization["mean"], mean)
+    np.testing.assert_allclose(normalization["variance"], variance)
+    assert result.pop("versions")["tensorflow"] == tf.__version__
+    assert result == {
+        "dataset": "synthetic",
+        "limit": None,
+        "train_examples": TRAIN,
+        "seed": 7,
+        "trainable_parameters": 63_172,
+    }
+
+
+def test_served_model_is_the_trained_one(finished: Path, inputs: Inputs):
+    """Its answers give the last epoch's validation metrics."""
+    served = tf.saved_model.load(str(finished / "model" / "Format-Serving"))
+    outputs = served.signatures["serving_default"](tf.constant(inputs.validation_images))
+    probabilities, labels = outputs["probabilities"].numpy(), inputs.validation_labels
+    last = report(finished)["history"][-1]
+    loss = -np.log(probabilities[np.arange(VALIDATION), labels]).mean()
+    np.testing.assert_allclose(loss, last["val_loss"], rtol=1e-4)
+    hits = outputs["top_5_ids"].numpy() == labels[:, None]
+    np.testing.assert_allclose(hits[:, 0].mean(), last["val_top_1_accuracy"], atol=1e-6)
+    np.testing.assert_allclose(hits.any(axis=1).mean(), last["val_top_5_accuracy"], atol=1e-6)
+
+
+def test_class_names_are_those_of_the_data(finished: Path, inputs: Inputs):
+    model = finished / "model" / "Format-Serving"
+    card = json.loads((model / "assets.extra" / run.DATASET_CARD_FILE).read_text())
+    assert card == {**CARD, "fine_label_names": list(NAMES)}
+    outputs = tf.saved_model.load(str(model)).signatures["serving_default"](
+        tf.constant(inputs.validation_images)
+    )
+    for names, ids in zip(outputs["top_5_names"].numpy(), outputs["top_5_ids"].numpy()):
+        assert [name.decode() for name in names] == [NAMES[index] for index in ids]
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_tensorboard_logs(finished: Path, part: str):
+    (path,) = (finished / "model_run" / part).glob("events.out.tfevents.*")
+    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    events = [tf.compat.v1.Event.FromString(record) for record in records]
+    steps: dict[str, list[int]] = {}
+    for event in events:
+        for value in event.summary.value:
+            steps.setdefault(value.tag, []).append(event.step)
+    assert {f"epoch_{name}": [0, 1] for name in METRICS}.items() <= steps.items()
+
+
+def test_nothing_but_the_results_is_left(finished: Path):
+    assert os.listdir(finished / "checkpoints") == []
+    assert os.listdir(finished / "model") == ["Format-Serving"]
+
+
+def test_a_failed_export_does_not_cost_the_training(finished: Path, inputs: Inputs, tmp_path: Path):
+    (tmp_path / "model").write_text("in the way of the folder")
+    with pytest.raises(export.ExportError):
+        train(inputs, tmp_path)
+    (key,) = os.listdir(tmp_path / "checkpoints")
+    kept = json.loads((tmp_path / "checkpoints" / key / "history.json").read_text())
+    # The same seed, the same numbers; to the tolerance of sums in another order.
+    for ours, theirs in zip(without_times(kept), without_times(report(finished)["history"])):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+    (tmp_path / "model").unlink()
+    # Other hyperparameters do not take up the checkpoint...
+    other = train(inputs, tmp_path / "other", seed=8, checkpoint_dir=str(tmp_path / "checkpoints"))
+    assert [epoch["epoch"] for epoch in other["history"]] == [1, 2]
+    assert abs(other["history"][0]["loss"] - kept[0]["loss"]) > 1e-3
+    assert os.listdir(tmp_path / "checkpoints") == [key]
+    # ...and the same ones find nothing left to train.
+    result = train(inputs, tmp_path)
+    assert result["history"] == kept
+    assert os.listdir(tmp_path / "checkpoints") == []
+    served = tf.saved_model.load(str(tmp_path / "model" / "Format-Serving"))
+    outputs = served.signatures["serving_default"](tf.constant(inputs.validation_images))
+    hits = outputs["top_5_ids"].numpy() == inputs.validation_labels[:, None]
+    np.testing.assert_allclose(hits.any(axis=1).mean(), kept[-1]["val_top_5_accuracy"], atol=1e-6)
+
+
+# run_fn in a process of its own, as TFX's Trainer calls it.
+PROGRAM = """
+import json, sys, types
+from trainer import run
+run.run_fn(types.SimpleNamespace(**json.loads(sys.argv[1])))
+"""
+
+
+def start(program: str, fields: dict[str, Any]) -> subprocess.Popen:
+    command = [sys.executable, "-c", program, json.dumps(fields)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, **pipes)
+
+
+def checkpointed_epochs(checkpoints: Path) -> int:
+    names = [path.name for path in checkpoints.glob("*/epoch-*.weights.h5")]
+    return max((int(name[6:12]) for name in names), default=0)
+
+
+def test_a_killed_training_goes_on(inputs: Inputs, tmp_path: Path):
+    epochs = 12
+    process = start(PROGRAM, arguments(inputs, tmp_path, epochs=epochs))
+    deadline = time.monotonic() + 240
+    while checkpointed_epochs(tmp_path / "checkpoints") < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()  # SIGKILL: no chance to tidy up
+    process.communicate()
+    begun = checkpointed_epochs(tmp_path / "checkpoints")
+    assert 2 <= begun < epochs
+    assert not (tmp_path / "model").exists()
+    (history_file,) = (tmp_path / "checkpoints").glob("*/history.json")
+    before = json.loads(history_file.read_text())
+
+    history = train(inputs, tmp_path, epochs=epochs)["history"]
+    assert [epoch["epoch"] for epoch in history] == list(range(1, epochs + 1))
+    # Not trained again: these are the very measurements, times included.
+    assert history[:begun] == before[:begun]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert os.listdir(tmp_path / "checkpoints") == []
+
+
+MIRRORED = f"""
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+with strategy.scope():
+    {PROGRAM.strip().replace(chr(10), chr(10) + "    ")}
+"""
+
+
+def test_trains_on_several_devices(inputs: Inputs, finished: Path, tmp_path: Path):
+    """Simulated by two halves of the CPU, with which GPUs share all of the code but the kernels."""
+    process = start(MIRRORED, arguments(inputs, tmp_path))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    result, on_one = report(tmp_path), report(finished)
+    assert result["trainable_parameters"] == on_one["trainable_parameters"]
+    history = result["history"]
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    # The same batches, weights and learning rates; dropout draws differ.
+    for ours, theirs in zip(history, on_one["history"]):
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=0.1)
+    served = tf.saved_model.load(str(tmp_path / "model" / "Format-Serving"))
+    outputs = served.signatures["serving_default"](tf.constant(inputs.validation_images))
+    picked = outputs["probabilities"].numpy()[np.arange(VALIDATION), inputs.validation_labels]
+    np.testing.assert_allclose(-np.log(picked).mean(), history[-1]["val_loss"], rtol=1e-4)
+
+
+@pytest.mark.skipif(len(tf.config.list_physical_devices("GPU")) > 1, reason="there are GPUs here")
+def test_strategy_without_several_gpus():
+    assert run._strategy() is tf.distribute.get_strategy()
+    assert run._strategy().num_replicas_in_sync == 1
+
+
+def test_refuses_a_batch_size_of_0_and_an_empty_split(inputs: Inputs, tmp_path: Path):
+    with pytest.raises(ValueError, match="batch_size"):
+        train(inputs, tmp_path, batch_size=0)
+    fields = arguments(inputs, tmp_path)
+    fields["eval_files"] = [str(inputs.folder / "examples" / "Split-none" / "*")]
+    with pytest.raises(ValueError, match=r"no examples in .*Split-none"):
+        run.run_fn(FnArgs(**fields))
+    assert os.listdir(tmp_path) == []

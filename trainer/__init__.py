@@ -1,0 +1,1 @@
+"""The Vision Transformer and everything needed to train and export it."""

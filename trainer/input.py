@@ -1,0 +1,91 @@
+"""The Trainer's input: examples on disk to batches of normalised images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from trainer import preprocessing
+
+_FEATURES = {
+    preprocessing.IMAGE_KEY: tf.io.FixedLenFeature([], tf.string),
+    preprocessing.FINE_LABEL_KEY: tf.io.FixedLenFeature([], tf.int64),
+}
+_PARSE_BATCH = 1024
+
+
+def read_examples(file_patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a split into memory, as raw bytes: 154 MB for all of CIFAR-100.
+
+    Args:
+      file_patterns: Globs of GZIP-compressed TFRecord files of tf.Examples.
+
+    Returns:
+      images: object [N], each 3,072 raw bytes.
+      labels: int64 [N].
+
+    Raises:
+      ValueError: No example matches.
+    """
+    files = sorted(name for pattern in file_patterns for name in tf.io.gfile.glob(pattern))
+    # Read in the order of the files, so that the same artifact always gives the same batches.
+    batches = (
+        tf.data.TFRecordDataset(files, compression_type="GZIP", num_parallel_reads=len(files) or 1)
+        .batch(_PARSE_BATCH)
+        .map(lambda serialized: tf.io.parse_example(serialized, _FEATURES))
+    )
+    parsed = list(batches.as_numpy_iterator())
+    if not parsed:
+        raise ValueError(f"no examples in {', '.join(file_patterns)}")
+    return (
+        np.concatenate([batch[preprocessing.IMAGE_KEY] for batch in parsed]),
+        np.concatenate([batch[preprocessing.FINE_LABEL_KEY] for batch in parsed]),
+    )
+
+
+def make_dataset(
+    images: np.ndarray,
+    labels: np.ndarray,
+    transform_output: tft.TFTransformOutput,
+    *,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+) -> tf.data.Dataset:
+    """Builds the batches of one split.
+
+    Args:
+      images: object [N], 3,072 raw bytes each.
+      labels: int64 [N].
+      transform_output: Transform's result; its graph is applied to whole batches.
+      batch_size: Examples per batch; the last batch may be smaller.
+      shuffle_seed: Reshuffle all examples at each epoch, from this seed. None keeps the order.
+
+    Returns:
+      A dataset of (image float32 [B, 32, 32, 3], fine_label int64 [B]).
+    """
+    layer = transform_output.transform_features_layer()
+
+    def transform(raw: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        transformed = layer({preprocessing.IMAGE_KEY: raw, preprocessing.FINE_LABEL_KEY: label})
+        image = tf.ensure_shape(
+            transformed[preprocessing.IMAGE_KEY], [None, *preprocessing.IMAGE_SHAPE]
+        )
+        return image, transformed[preprocessing.FINE_LABEL_KEY]
+
+    # Positions are shuffled, not images: the buffer of a shuffle would hold all of them once more.
+    raw_images, all_labels = tf.constant(images), tf.constant(labels)
+    positions = tf.data.Dataset.range(len(images))
+    if shuffle_seed is not None:
+        positions = positions.shuffle(len(images), seed=shuffle_seed, reshuffle_each_iteration=True)
+
+    def load(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return transform(tf.gather(raw_images, batch), tf.gather(all_labels, batch))
+
+    return (
+        positions.batch(batch_size)
+        .map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )

@@ -1,0 +1,105 @@
+"""The Vision Transformer of a preset, as a functional Keras model on any backend."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import keras
+
+from trainer.augment import augmentation_layers
+from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
+from trainer.presets import Preset
+
+
+def build_model(
+    preset: Preset,
+    *,
+    num_classes: int = 100,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    seed: int | None = None,
+) -> keras.Model:
+    """Builds an untrained, uncompiled classifier of normalized images.
+
+    Resizing and augmentation are part of the model, as in the keras.io example; augmentation and
+    dropout act in training only. Normalization is not: the caller does it.
+
+    Args:
+        preset: The architecture.
+        num_classes: Number of logits.
+        input_shape: Height, width and channels of the images.
+        seed: Fixes the initial weights and the streams of dropout and augmentation (the same seed
+            gives the same model on the same backend); None draws fresh ones.
+
+    Returns:
+        A model from `image`, normalized float32 [N, *input_shape], to logits, float32
+        [N, num_classes], also under a mixed-precision policy.
+
+    Raises:
+        ValueError: `num_classes` or `input_shape` is not positive.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}: it must be at least 1.")
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise ValueError(
+            f"input_shape is {tuple(input_shape)}: it must be (height, width, channels), "
+            f"each at least 1."
+        )
+    with _default_seeds(seed):
+        return _build(preset, num_classes, tuple(input_shape))
+
+
+def _build(preset: Preset, num_classes: int, input_shape: tuple[int, ...]) -> keras.Model:
+    size = preset.image_size
+    image = keras.Input(input_shape, dtype="float32", name="image")  # (B, H, W, C)
+    x = image
+    if input_shape[:2] != (size, size):
+        resize = keras.layers.Resizing(
+            size, size, interpolation="bilinear", dtype="float32", name="resize"
+        )
+        x = resize(x)  # (B, size, size, C)
+    for layer in augmentation_layers(preset):
+        x = layer(x)  # (B, size, size, C)
+    x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
+    x = PatchEmbedding(preset.projection_dim, name="patch_embedding")(x)  # (B, N, D)
+    for index in range(preset.transformer_layers):
+        block = TransformerBlock(
+            num_heads=preset.num_heads,
+            key_dim=preset.key_dim,
+            mlp_units=preset.transformer_units,
+            dropout_rate=preset.dropout_rate,
+            layer_norm_epsilon=preset.layer_norm_epsilon,
+            name=f"block_{index}",
+        )
+        x = block(x)  # (B, N, D)
+    x = keras.layers.LayerNormalization(epsilon=preset.layer_norm_epsilon, name="norm")(x)
+    # All tokens side by side rather than a class token (the paper) or their mean.
+    x = keras.layers.Flatten(name="flatten")(x)  # (B, N x D)
+    x = keras.layers.Dropout(preset.head_dropout_rate, name="head_dropout")(x)
+    if preset.mlp_head_units:
+        x = MLP(preset.mlp_head_units, preset.head_dropout_rate, name="head")(x)
+    # float32 so that the softmax of the loss and the served probabilities do not lose digits.
+    logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(image, logits, name=preset.name)
+
+
+@contextlib.contextmanager
+def _default_seeds(seed: int | None) -> Iterator[None]:
+    """Makes the seeds that Keras draws for unseeded layers reproducible, and only those.
+
+    An initializer or layer without a seed takes one from Python's `random` (in
+    `keras.random.SeedGenerator` and every random initializer). Seeding that stream gives each of
+    them its own fixed seed. Passing one number to each would not do: `MultiHeadAttention` copies
+    its initializer, seed included, so that query, key and value would start out identical. And
+    `keras.utils.set_random_seed` would reseed the whole process for good.
+    """
+    if seed is None:
+        yield
+        return
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)

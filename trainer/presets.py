@@ -1,0 +1,260 @@
+"""Named model presets: every hyperparameter of a model in one typed, checked value."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# What a run may set otherwise than its preset, without it being another model.
+OVERRIDES = ("epochs", "batch_size", "learning_rate", "weight_decay")
+
+LEARNING_RATE_SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The hyperparameters of one Vision Transformer and of its training.
+
+    Immutable; make a variant with `dataclasses.replace(preset, epochs=3)`, which checks again.
+
+    Args:
+        name: The name it is chosen by.
+        description: One sentence for listings and `--help`.
+        image_size: Side in pixels that images are resized to (bilinear) before they are cut.
+        patch_size: Side of a patch in pixels; must divide `image_size`.
+        projection_dim: Width D of a token.
+        num_heads: Attention heads per block.
+        key_dim: Width of the query, key and value of one head (not D / num_heads).
+        transformer_layers: Number of pre-norm blocks.
+        transformer_units: Widths of a block's MLP; the last one is added to the residual stream
+            and so must be `projection_dim`.
+        mlp_head_units: Widths of the classifier's hidden layers; empty for a linear classifier.
+        dropout_rate: Dropout of the attention weights and after each layer of a block's MLP.
+        head_dropout_rate: Dropout of the flattened tokens and after each hidden layer of the head.
+        layer_norm_epsilon: Added to the variance in every layer normalization.
+        random_flip: Whether training images are mirrored left to right with probability 1/2.
+        random_rotation: Largest rotation of a training image, as a fraction of a full turn,
+            either way; 0 turns it off.
+        random_zoom: Largest change of scale of a training image, as a fraction, in or out, drawn
+            separately for height and width; 0 turns it off.
+        epochs: Passes over the training split.
+        batch_size: Images per step, over all devices together.
+        learning_rate: Peak learning rate of AdamW.
+        learning_rate_schedule: "constant", or "cosine" (from the peak to 0 over all epochs).
+        weight_decay: Decoupled weight decay of AdamW, multiplied by the learning rate, applied to
+            every trainable variable.
+        min_top_1_accuracy: Lowest top-1 accuracy on the test split with which a model may be
+            pushed, as a fraction.
+        min_top_5_accuracy: The same for top-5 accuracy.
+
+    Raises:
+        ValueError: A value is out of range or two contradict each other.
+    """
+
+    name: str
+    description: str
+    # Architecture
+    image_size: int
+    patch_size: int
+    projection_dim: int
+    num_heads: int
+    key_dim: int
+    transformer_layers: int
+    transformer_units: tuple[int, ...]
+    mlp_head_units: tuple[int, ...]
+    dropout_rate: float
+    head_dropout_rate: float
+    layer_norm_epsilon: float
+    # Augmentation
+    random_flip: bool
+    random_rotation: float
+    random_zoom: float
+    # Training
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_schedule: str
+    weight_decay: float
+    # Evaluation
+    min_top_1_accuracy: float
+    min_top_5_accuracy: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name is {self.name!r}: give the preset a non-empty name.")
+        for field in (
+            "image_size",
+            "patch_size",
+            "projection_dim",
+            "num_heads",
+            "key_dim",
+            "transformer_layers",
+            "epochs",
+            "batch_size",
+        ):
+            if not _is_positive_int(getattr(self, field)):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}: it must be a whole number of at least 1."
+                )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} cannot be cut into whole patches of patch_size "
+                f"{self.patch_size}: choose a patch_size that divides it "
+                f"(the nearest is {_nearest_divisor(self.image_size, self.patch_size)})."
+            )
+        for field in ("transformer_units", "mlp_head_units"):
+            units = getattr(self, field)
+            if not isinstance(units, tuple) or not all(map(_is_positive_int, units)):
+                raise ValueError(
+                    f"{field} is {units!r}: it must be a tuple of whole numbers of at least 1."
+                )
+        if not self.transformer_units or self.transformer_units[-1] != self.projection_dim:
+            raise ValueError(
+                f"transformer_units is {self.transformer_units!r}, but a block adds its MLP's "
+                f"output to its input, which is projection_dim = {self.projection_dim} wide: "
+                f"end transformer_units with {self.projection_dim}."
+            )
+        if not isinstance(self.random_flip, bool):
+            raise ValueError(f"random_flip is {self.random_flip!r}: it must be True or False.")
+        for field in ("dropout_rate", "head_dropout_rate", "random_zoom"):
+            self._check_number(field, lambda x: 0 <= x < 1, "at least 0 and below 1")
+        self._check_number(
+            "random_rotation", lambda x: 0 <= x <= 0.5, "a fraction of a full turn from 0 to 0.5"
+        )
+        for field in ("layer_norm_epsilon", "learning_rate"):
+            self._check_number(field, lambda x: 0 < x < math.inf, "a number above 0")
+        self._check_number("weight_decay", lambda x: 0 <= x < math.inf, "a number of at least 0")
+        if self.learning_rate_schedule not in LEARNING_RATE_SCHEDULES:
+            raise ValueError(
+                f"learning_rate_schedule is {self.learning_rate_schedule!r}: "
+                f"choose one of {', '.join(LEARNING_RATE_SCHEDULES)}."
+            )
+        for field in ("min_top_1_accuracy", "min_top_5_accuracy"):
+            self._check_number(field, lambda x: 0 <= x <= 1, "a fraction from 0 to 1")
+        if self.min_top_5_accuracy < self.min_top_1_accuracy:
+            raise ValueError(
+                f"min_top_5_accuracy {self.min_top_5_accuracy} is below min_top_1_accuracy "
+                f"{self.min_top_1_accuracy}: a top-1 hit is a top-5 hit too, so raise it to at "
+                f"least {self.min_top_1_accuracy}."
+            )
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens per image: (image_size / patch_size)²."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def _check_number(self, field: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
+        value = getattr(self, field)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not is_allowed(value):
+            raise ValueError(f"{field} is {value!r}: it must be {allowed}.")
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _nearest_divisor(number: int, target: int) -> int:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: (abs(d - target), -d))
+
+
+# `notebook`: the keras.io example "Image classification with Vision Transformer" (K. Salama) at
+# the settings of the reference notebook. 49 tokens; the resize is not counted in the MACs.
+#   parameters   9,823,588 trainable, of which 8.6 M are the classifier on the flattened tokens
+#   compute      81 M multiply-accumulates per image forward (patches 9.6 M, blocks 12 x 5.2 M,
+#                head 8.6 M), about three times that for a training step
+#   command      make run ARGS="--preset notebook --epochs 20"
+#   expected     validation top-1 / top-5 .137 / .371 after 1 epoch, .325 / .640 after 20 epochs:
+#                the notebook's own figures, on its author's GPU
+#   cost         185 ms per step of 256 images there, 11 minutes in all; on two CPU cores 1.3 s
+#                per step (198 images/s), 4 minutes per epoch of 45,000, and 3.6 GB of memory
+# The floors are five and four times chance (.01 / .05): one epoch passes them with room to spare,
+# an untrained model does not.
+_NOTEBOOK = Preset(
+    name="notebook",
+    description=(
+        "The reference Vision Transformer (9.8 M parameters, 224 x 224 pixels, patches of 32): "
+        "20 epochs to about 33 % top-1 and 64 % top-5, meant for a GPU."
+    ),
+    image_size=224,
+    patch_size=32,
+    projection_dim=64,
+    num_heads=4,
+    key_dim=64,
+    transformer_layers=12,
+    transformer_units=(128, 64),
+    mlp_head_units=(2048, 1024),
+    dropout_rate=0.1,
+    head_dropout_rate=0.5,
+    layer_norm_epsilon=1e-6,
+    random_flip=True,
+    random_rotation=0.02,
+    random_zoom=0.2,
+    epochs=20,
+    batch_size=256,
+    learning_rate=1e-3,
+    learning_rate_schedule="constant",
+    weight_decay=1e-3,
+    min_top_1_accuracy=0.05,
+    min_top_5_accuracy=0.20,
+)
+
+# `tiny`: a smoke test of the whole path, not a model to keep.
+#   parameters   63,172 trainable
+#   compute      0.4 M multiply-accumulates per image forward (16 tokens)
+#   command      make run ARGS="--preset tiny"
+#   cost         9 ms per step of 64 images (6,800 images/s) on one CPU core
+#   expected     nothing: a few steps are not enough to promise better than chance, so the floors
+#                are 0 and every evaluated model passes them
+_TINY = Preset(
+    name="tiny",
+    description=(
+        "A smoke test (63 k parameters, 32 x 32 pixels, patches of 8): trains in seconds to show "
+        "that everything runs; no accuracy is promised."
+    ),
+    image_size=32,
+    patch_size=8,
+    projection_dim=32,
+    num_heads=2,
+    key_dim=16,
+    transformer_layers=2,
+    transformer_units=(64, 32),
+    mlp_head_units=(64,),
+    dropout_rate=0.1,
+    head_dropout_rate=0.1,
+    layer_norm_epsilon=1e-6,
+    random_flip=True,
+    random_rotation=0.02,
+    random_zoom=0.2,
+    epochs=1,
+    batch_size=64,
+    learning_rate=1e-3,
+    learning_rate_schedule="cosine",
+    weight_decay=1e-3,
+    min_top_1_accuracy=0.0,
+    min_top_5_accuracy=0.0,
+)
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (_NOTEBOOK, _TINY)}
+
+
+def get_preset(name: str) -> Preset:
+    """Finds a preset by its name.
+
+    Args:
+        name: A key of `PRESETS`.
+
+    Returns:
+        The preset.
+
+    Raises:
+        ValueError: There is no preset of that name; the message lists those there are.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"Unknown preset {name!r}: choose one of {', '.join(sorted(PRESETS))}.{hint}")

@@ -1,0 +1,158 @@
+"""TFX Trainer's `run_fn`: read, build, train, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from trainer import callbacks, export, model, presets, schedule
+from trainer.input import make_dataset, read_examples
+
+if TYPE_CHECKING:
+    from tfx.components.trainer.fn_args_utils import FnArgs
+
+# Written by components/example_gen beside the splits' folders.
+DATASET_CARD_FILE = "dataset.json"
+TRAINING_REPORT_FILE = "training.json"
+
+
+def run_fn(fn_args: FnArgs) -> None:
+    """Trains a preset on the train split and exports it; TFX's Trainer calls this.
+
+    Continues from the last epoch's checkpoint when an earlier run with the same data, transform
+    graph and hyperparameters was interrupted.
+
+    Args:
+      fn_args: Of its fields: `train_files`, `eval_files` (the validation split),
+        `transform_graph_path`, `serving_model_dir`, `model_run_dir` (TensorBoard logs) and
+        `custom_config` with the keys `preset`, `epochs`, `batch_size`, `learning_rate`,
+        `weight_decay`, `seed` and `checkpoint_dir`.
+
+    Raises:
+      trainer.export.ExportError: The model could not be exported.
+      ValueError: A hyperparameter is out of range, or a split is empty.
+    """
+    callbacks.return_freed_memory()
+    config = fn_args.custom_config
+    preset = dataclasses.replace(
+        presets.get_preset(config["preset"]), **{name: config[name] for name in presets.OVERRIDES}
+    )
+    keras.utils.set_random_seed(config["seed"])
+    card = read_dataset_card(fn_args.train_files[0])
+
+    transform_output = tft.TFTransformOutput(fn_args.transform_graph_path)
+    export.check_parity(transform_output)  # now, rather than after hours of training
+    images, labels = read_examples(fn_args.train_files)
+    train = make_dataset(
+        images,
+        labels,
+        transform_output,
+        batch_size=preset.batch_size,
+        shuffle_seed=config["seed"],
+    )
+    del images  # 150 MB; the dataset holds a copy
+    validation = make_dataset(
+        *read_examples(fn_args.eval_files), transform_output, batch_size=preset.batch_size
+    )
+
+    classes = len(card["fine_label_names"])
+    with _strategy().scope():
+        network = model.build_model(preset, num_classes=classes, seed=config["seed"])
+        network.compile(
+            optimizer=schedule.build_optimizer(preset, steps_per_epoch=len(train)),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=[
+                keras.metrics.SparseCategoricalAccuracy(name="top_1_accuracy"),
+                keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top_5_accuracy"),
+            ],
+        )
+    checkpoints = os.path.join(config["checkpoint_dir"], _run_key(fn_args))
+    history = _fit(network, train, validation, preset, fn_args.model_run_dir, checkpoints)
+
+    mean, variance = export.channel_statistics(transform_output)
+    report = {
+        "dataset": card["name"],
+        "limit": card["limit"],
+        "train_examples": len(labels),
+        "preset": dataclasses.asdict(preset),
+        "seed": config["seed"],
+        "trainable_parameters": sum(math.prod(v.shape) for v in network.trainable_variables),
+        "normalization": {"mean": mean.tolist(), "variance": variance.tolist()},
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        "history": history,
+    }
+    export.export_model(
+        network,
+        transform_output,
+        export.class_names(card),
+        fn_args.serving_model_dir,
+        {TRAINING_REPORT_FILE: report, DATASET_CARD_FILE: card},
+    )
+    # Only now, so that a full disk while exporting does not cost the training.
+    tf.io.gfile.rmtree(checkpoints)
+
+
+def read_dataset_card(train_pattern: str) -> dict[str, Any]:
+    """Reads the data set's name and class names.
+
+    Args:
+      train_pattern: A glob of a split's files; the card lies beside the split's folder.
+    """
+    path = os.path.join(os.path.dirname(os.path.dirname(train_pattern)), DATASET_CARD_FILE)
+    with tf.io.gfile.GFile(path) as file:
+        return json.loads(file.read())
+
+
+def _strategy() -> tf.distribute.Strategy:
+    """All GPUs of this machine, one GPU or the CPU: whatever TensorFlow sees."""
+    if len(tf.config.list_logical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _fit(
+    network: keras.Model,
+    train: tf.data.Dataset,
+    validation: tf.data.Dataset,
+    preset: presets.Preset,
+    log_dir: str,
+    checkpoints: str,
+) -> list[dict[str, float]]:
+    """Trains, or trains on; returns the metrics of all epochs and leaves the checkpoints."""
+    verbose, progress = callbacks.progress()
+    history = callbacks.HistoryFile(f"{checkpoints}/history.json")
+    checkpoint = callbacks.Checkpoint(checkpoints)
+    finished = checkpoint.restore(network)
+    if finished:
+        print(f"  continuing after epoch {finished}", flush=True)
+    network.fit(
+        train,
+        validation_data=validation,
+        # The order of the examples starts anew from that of epoch 1.
+        initial_epoch=finished,
+        epochs=preset.epochs,
+        verbose=verbose,
+        callbacks=[
+            history,
+            checkpoint,
+            callbacks.EpochSeeds(),
+            callbacks.ReturnMemory(),
+            keras.callbacks.TensorBoard(log_dir, write_graph=False),
+            *progress,
+        ],
+    )
+    return history.epochs
+
+
+def _run_key(fn_args: FnArgs) -> str:
+    """Names the checkpoints of one training: same data and hyperparameters, same name."""
+    what = (fn_args.custom_config, sorted(fn_args.train_files), fn_args.transform_graph_path)
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
