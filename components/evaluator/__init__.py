@@ -1,0 +1,1 @@
+"""TFX's Evaluator, for pipelines whose baseline may not exist yet."""

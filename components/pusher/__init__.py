@@ -1,0 +1,1 @@
+"""TFX's Pusher, with a push that is complete or absent."""

@@ -1,0 +1,91 @@
+"""Executor of AtomicPusher."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import tensorflow as tf
+from tfx import types
+from tfx.components.pusher import executor as pusher_executor
+from tfx.dsl.io import fileio
+from tfx.proto import pusher_pb2
+from tfx.types import artifact_utils, standard_component_specs
+from tfx.utils import proto_utils
+
+from components import models
+
+# Not a number, so TF Serving does not take it for a version.
+_STAGING_PREFIX = ".incoming-"
+_DESTINATION_PROPERTY = "pushed_destination"
+_VERSION_PROPERTY = "pushed_version"
+
+
+class PushError(RuntimeError):
+    """The model could not be written to where it is served from."""
+
+
+class Executor(pusher_executor.Executor):
+    """Pushes into a staging folder beside the versions, then renames.
+
+    TFX's own executor copies straight into the version folder: a full disk or a killed process
+    leaves a version that model servers try to load.
+    """
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """See base class.
+
+        Raises:
+          PushError: The disk is full, or the destination cannot be written.
+        """
+        destination = pusher_pb2.PushDestination()
+        key = standard_component_specs.PUSH_DESTINATION_KEY
+        proto_utils.json_to_proto(exec_properties[key], destination)
+        base = destination.filesystem.base_directory
+        pushed = artifact_utils.get_single_instance(
+            output_dict[standard_component_specs.PUSHED_MODEL_KEY]
+        )
+        staging = staging_folder(base, pushed.uri)
+        destination.filesystem.base_directory = staging
+        staged_properties = {**exec_properties, key: proto_utils.proto_to_json(destination)}
+        try:
+            _remove(staging)  # what a killed push has left
+            super().Do(input_dict, output_dict, staged_properties)
+            staged = pushed.get_string_custom_property(_DESTINATION_PROPERTY)
+            if staged:
+                # Model servers serve the largest number, whatever clocks say.
+                taken = [int(version) for version in models.versions(base)]
+                version = max([int(os.path.basename(staged)), *(number + 1 for number in taken)])
+                final = os.path.join(base, str(version))
+                fileio.rename(staged, final)
+                pushed.set_string_custom_property(_DESTINATION_PROPERTY, final)
+                pushed.set_string_custom_property(_VERSION_PROPERTY, str(version))
+        except (OSError, tf.errors.OpError) as error:
+            raise PushError(
+                f"the model could not be pushed to {base}: {error}. "
+                "Free space on that disk or make the folder writable, and run again."
+            ) from error
+        finally:
+            _remove(staging)
+
+
+def staging_folder(serving_dir: str, pushed_uri: str) -> str:
+    """Names a pipeline's staging folder: always the same, and another for each pipeline.
+
+    Args:
+      serving_dir: Where versions are pushed, maybe by several pipelines.
+      pushed_uri: Where this pipeline keeps its copy of the pushed model.
+    """
+    pipeline = hashlib.sha256(os.path.dirname(pushed_uri).encode()).hexdigest()[:8]
+    return os.path.join(serving_dir, f"{_STAGING_PREFIX}{pipeline}")
+
+
+def _remove(folder: str) -> None:
+    if fileio.exists(folder):
+        fileio.rmtree(folder)

@@ -1,0 +1,233 @@
+"""Evaluator on models whose accuracy is known beforehand, example by example."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_model_analysis as tfma
+from tfx import types
+from tfx import v1 as tfx
+from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
+from tfx.types import artifact_utils, standard_artifacts
+
+from components.evaluator.component import BaselineEvaluator
+from components.evaluator.executor import Executor
+from pipeline.execution import beam_arguments
+from pipeline.graph import TOP_1, TOP_5, Gate, evaluation_config
+from pipeline.summary import accuracies, rejection_reasons
+
+# 200 examples, two of each of the 100 classes, five classes to a superclass.
+INDEX = np.arange(200)
+LABELS = INDEX % 100
+COARSE = LABELS // 5
+# How many classes a model holds to be more probable than the right one. The two models' ranks are
+# the first two bytes of each image.
+GOOD = np.select([INDEX % 8 == 0, INDEX % 8 == 4], [5, 4], 0)  # top-1 3/4, top-5 7/8
+POOR = np.select([INDEX % 4 == 0, INDEX % 4 == 2], [4, 9], 0)  # top-1 1/2, top-5 3/4
+
+
+class RankModel(tf.Module):
+    """Puts the right class at the rank that a byte of the image gives."""
+
+    def __init__(self, byte: int):
+        super().__init__()
+        self._byte = byte
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serving_examples(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        features = tf.io.parse_example(
+            examples,
+            {
+                "image": tf.io.FixedLenFeature([], tf.string),
+                "fine_label": tf.io.FixedLenFeature([], tf.int64),
+            },
+        )
+        pixels = tf.io.decode_raw(features["image"], tf.uint8)
+        rank = tf.cast(pixels[:, self._byte], tf.int64)[:, None]  # (N, 1)
+        distance = (tf.range(100, dtype=tf.int64) - features["fine_label"][:, None]) % 100
+        scores = tf.where(distance <= rank, tf.cast(distance + 1, tf.float32), 0.0)  # (N, 100)
+        return {"probabilities": scores / tf.reduce_sum(scores, axis=1, keepdims=True)}
+
+
+class Evaluation(NamedTuple):
+    uri: str
+    blessed: bool
+
+    @property
+    def reasons(self) -> list[str]:
+        return rejection_reasons(tfma.load_validation_result(self.uri))
+
+
+class Workshop:
+    """The examples and models that the tests evaluate."""
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._runs = 0
+        self.good = self._export("good", byte=0)
+        self.poor = self._export("poor", byte=1)
+        self.none = self._artifact(standard_artifacts.Model, "none")
+        Path(self.none.uri).mkdir()
+        self._examples = self._artifact(standard_artifacts.Examples, "examples")
+        self._examples.split_names = artifact_utils.encode_split_names(["train", "test"])
+        self._write("test", INDEX)
+        # One example that both models get wrong: it counts if the train split is read, too.
+        self._write("train", [0])
+
+    def _artifact(self, kind: type[types.Artifact], name: str) -> types.Artifact:
+        artifact = kind()
+        artifact.uri = str(self._root / name)
+        return artifact
+
+    def _export(self, name: str, byte: int) -> types.Artifact:
+        artifact = self._artifact(standard_artifacts.Model, name)
+        model = RankModel(byte)
+        tf.saved_model.save(
+            model,
+            str(Path(artifact.uri, "Format-Serving")),
+            signatures={"serving_examples": model.serving_examples},
+        )
+        return artifact
+
+    def _write(self, split: str, indices: Sequence[int]) -> None:
+        folder = Path(self._examples.uri, f"Split-{split}")
+        folder.mkdir(parents=True)
+        options = tf.io.TFRecordOptions(compression_type="GZIP")
+        with tf.io.TFRecordWriter(str(folder / "data.gz"), options) as writer:
+            for index in indices:
+                example = tf.train.Example()
+                feature = example.features.feature
+                image = bytes([GOOD[index], POOR[index]]) + bytes(3070)
+                feature["image"].bytes_list.value.append(image)
+                feature["fine_label"].int64_list.value.append(LABELS[index])
+                feature["coarse_label"].int64_list.value.append(COARSE[index])
+                writer.write(example.SerializeToString())
+
+    def evaluate(self, model: types.Artifact, baseline: types.Artifact, gate: Gate) -> Evaluation:
+        """Runs the executor with the component's own properties."""
+        component = BaselineEvaluator(
+            examples=tfx.dsl.Channel(type=standard_artifacts.Examples),
+            model=tfx.dsl.Channel(type=standard_artifacts.Model),
+            baseline_model=tfx.dsl.Channel(type=standard_artifacts.Model),
+            example_splits=["test"],
+            eval_config=evaluation_config(gate),
+        )
+        self._runs += 1
+        run = f"run{self._runs}"
+        evaluation = self._artifact(standard_artifacts.ModelEvaluation, f"{run}/evaluation")
+        blessing = self._artifact(standard_artifacts.ModelBlessing, f"{run}/blessing")
+        context = BaseBeamExecutor.Context(
+            beam_pipeline_args=beam_arguments(workers=1),
+            tmp_dir=str(self._root / run / "tmp"),
+            unique_id=run,
+        )
+        Executor(context).Do(
+            {"examples": [self._examples], "model": [model], "baseline_model": [baseline]},
+            {"evaluation": [evaluation], "blessing": [blessing]},
+            dict(component.exec_properties),
+        )
+        return Evaluation(evaluation.uri, blessing.get_int_custom_property("blessed") == 1)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("evaluator"))
+
+
+@pytest.fixture(scope="module")
+def first_run(workshop: Workshop) -> Evaluation:
+    """The good model, with nothing to compare it to and thresholds just below its accuracies."""
+    gate = Gate(min_top_1_accuracy=0.74, min_top_5_accuracy=0.87, max_accuracy_drop=0.0)
+    return workshop.evaluate(workshop.good, workshop.none, gate)
+
+
+@pytest.fixture(scope="module")
+def worse_run(workshop: Workshop) -> Evaluation:
+    """The poor model after the good one."""
+    gate = Gate(min_top_1_accuracy=0.1, min_top_5_accuracy=0.1, max_accuracy_drop=0.2)
+    return workshop.evaluate(workshop.poor, workshop.good, gate)
+
+
+def expected(ranks: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+    """The metrics of the examples chosen, by counting."""
+    return {
+        TOP_1: float(np.mean(ranks[chosen] == 0)),
+        TOP_5: float(np.mean(ranks[chosen] < 5)),
+        "example_count": float(np.sum(chosen)),
+    }
+
+
+def test_first_model_is_blessed_on_the_value_thresholds_alone(first_run: Evaluation):
+    assert first_run.blessed
+    assert first_run.reasons == []
+
+
+def test_accuracies_on_the_whole_test_split(first_run: Evaluation):
+    assert accuracies(first_run.uri) == {
+        (tfma.CANDIDATE_KEY, None): {TOP_1: 0.75, TOP_5: 0.875, "example_count": 200.0}
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "labels", "slices"), [("coarse_label", COARSE, 20), ("fine_label", LABELS, 100)]
+)
+def test_accuracies_of_each_slice(first_run: Evaluation, key: str, labels: np.ndarray, slices: int):
+    measured = accuracies(first_run.uri, key)
+    assert len(measured) == slices
+    for (_, label), metrics in measured.items():
+        assert metrics == pytest.approx(expected(GOOD, labels == label)), label
+
+
+def test_a_class_that_is_never_recognised_does_not_block_the_model(first_run: Evaluation):
+    assert accuracies(first_run.uri, "fine_label")[tfma.CANDIDATE_KEY, 0][TOP_1] == 0.0
+    assert first_run.blessed
+
+
+def test_confusion_matrix_counts_every_example_once(first_run: Evaluation):
+    (overall,) = (
+        plots for plots in tfma.load_plots(first_run.uri) if not plots.slice_key.single_slice_keys
+    )
+    (plot,) = overall.plot_keys_and_values
+    (matrix,) = plot.value.multi_class_confusion_matrix_at_thresholds.matrices
+    counts = {
+        (entry.actual_class_id, entry.predicted_class_id): entry.num_weighted_examples
+        for entry in matrix.entries
+    }
+    assert sum(counts.values()) == 200
+    assert sum(count for (actual, guess), count in counts.items() if actual == guess) == 150
+    # The wrong guesses are five or four classes up.
+    assert {(guess - actual) % 100 for actual, guess in counts} == {0, 4, 5}
+
+
+def test_model_worse_than_the_baseline_is_refused(worse_run: Evaluation):
+    # 0.5 after 0.75 is more than the 0.2 allowed; top-5's 0.75 after 0.875 is not.
+    assert not worse_run.blessed
+    assert worse_run.reasons == [f"{TOP_1} is 0.2500 below the baseline's (allowed: 0.2000)"]
+
+
+def test_both_models_are_measured(worse_run: Evaluation):
+    everything = np.ones(200, bool)
+    assert accuracies(worse_run.uri) == {
+        (tfma.CANDIDATE_KEY, None): expected(POOR, everything),
+        (tfma.BASELINE_KEY, None): expected(GOOD, everything),
+    }
+
+
+def test_model_as_good_as_the_baseline_is_blessed(workshop: Workshop):
+    gate = Gate(min_top_1_accuracy=0.1, min_top_5_accuracy=0.1, max_accuracy_drop=0.0)
+    run = workshop.evaluate(workshop.good, workshop.good, gate)
+    assert run.reasons == []
+    assert run.blessed
+
+
+def test_model_below_the_value_thresholds_is_refused(workshop: Workshop):
+    gate = Gate(min_top_1_accuracy=0.76, min_top_5_accuracy=0.9, max_accuracy_drop=0.0)
+    run = workshop.evaluate(workshop.good, workshop.none, gate)
+    assert not run.blessed
+    assert sorted(run.reasons) == [
+        f"{TOP_1} is 0.7500, the threshold 0.7600",
+        f"{TOP_5} is 0.8750, the threshold 0.9000",
+    ]

@@ -1,0 +1,155 @@
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tfx import types
+from tfx import v1 as tfx
+from tfx.types import standard_artifacts
+
+from components.models import versions
+from components.pusher.component import AtomicPusher
+from components.pusher.executor import Executor, PushError, staging_folder
+
+WEIGHTS = b"w" * 100_000
+
+
+def make_model(folder: Path, weights: bytes = WEIGHTS) -> types.Artifact:
+    """A Model artifact with files where Trainer's export has them."""
+    model = standard_artifacts.Model()
+    model.uri = str(folder)
+    export = folder / "Format-Serving"
+    (export / "variables").mkdir(parents=True)
+    (export / "variables" / "variables.data").write_bytes(weights)
+    (export / "assets.extra").mkdir()
+    (export / "assets.extra" / "training.json").write_text("{}")
+    (export / "saved_model.pb").write_bytes(b"graph")
+    return model
+
+
+def push(
+    serving_dir: Path, model: types.Artifact, *, blessed: bool, output: Path
+) -> types.Artifact:
+    """Runs the executor with the component's own properties."""
+    component = AtomicPusher(
+        model=tfx.dsl.Channel(type=standard_artifacts.Model),
+        model_blessing=tfx.dsl.Channel(type=standard_artifacts.ModelBlessing),
+        push_destination=tfx.proto.PushDestination(
+            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=str(serving_dir))
+        ),
+    )
+    blessing = standard_artifacts.ModelBlessing()
+    blessing.uri = str(output.with_name("blessing"))
+    blessing.set_int_custom_property("blessed", int(blessed))
+    pushed = standard_artifacts.PushedModel()
+    pushed.uri = str(output)
+    Executor().Do(
+        {"model": [model], "model_blessing": [blessing]},
+        {"pushed_model": [pushed]},
+        component.exec_properties,
+    )
+    return pushed
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Mounts a file system of `size` bytes; skips the test where that is not allowed."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command to make a small file system with")
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_model_that_is_not_blessed_is_not_pushed(tmp_path: Path):
+    model = make_model(tmp_path / "model")
+    pushed = push(tmp_path / "serving", model, blessed=False, output=tmp_path / "pushed")
+    assert not (tmp_path / "serving").exists()
+    assert pushed.get_int_custom_property("pushed") == 0
+    assert not pushed.has_custom_property("pushed_destination")
+
+
+def test_blessed_model_becomes_a_whole_version(tmp_path: Path):
+    model = make_model(tmp_path / "model")
+    before = int(time.time())
+    pushed = push(tmp_path / "serving", model, blessed=True, output=tmp_path / "pushed")
+    (version,) = os.listdir(tmp_path / "serving")
+    assert before <= int(version) <= time.time()
+    assert tree(tmp_path / "serving" / version) == tree(tmp_path / "model" / "Format-Serving")
+    assert pushed.get_int_custom_property("pushed") == 1
+    assert pushed.get_string_custom_property("pushed_version") == version
+    destination = pushed.get_string_custom_property("pushed_destination")
+    assert destination == str(tmp_path / "serving" / version)
+
+
+def test_second_push_within_a_second_becomes_the_next_version(tmp_path: Path):
+    first = make_model(tmp_path / "first")
+    second = make_model(tmp_path / "second", b"other weights")
+    # An hour ahead, as after a clock was set back: model servers serve the largest version.
+    ahead = int(time.time()) + 3600
+    push(tmp_path / "serving", first, blessed=True, output=tmp_path / "pushed1")
+    (version,) = os.listdir(tmp_path / "serving")
+    (tmp_path / "serving" / version).rename(tmp_path / "serving" / str(ahead))
+    pushed = push(tmp_path / "serving", second, blessed=True, output=tmp_path / "pushed2")
+    assert sorted(os.listdir(tmp_path / "serving")) == [str(ahead), str(ahead + 1)]
+    assert pushed.get_string_custom_property("pushed_version") == str(ahead + 1)
+    assert pushed.get_string_custom_property("pushed_destination").endswith(f"/{ahead + 1}")
+    weights = tmp_path / "serving" / str(ahead + 1) / "variables" / "variables.data"
+    assert weights.read_bytes() == b"other weights"
+
+
+def test_left_over_of_a_killed_push_is_cleared(tmp_path: Path):
+    staging = staging_folder(str(tmp_path / "serving"), str(tmp_path / "pushed"))
+    half = Path(staging) / "1700000000" / "variables"
+    half.mkdir(parents=True)
+    (half / "variables.data").write_bytes(b"half")
+    model = make_model(tmp_path / "model")
+    push(tmp_path / "serving", model, blessed=True, output=tmp_path / "pushed")
+    (version,) = os.listdir(tmp_path / "serving")
+    assert [version] == versions(str(tmp_path / "serving"))
+    assert tree(tmp_path / "serving" / version) == tree(tmp_path / "model" / "Format-Serving")
+
+
+def test_full_disk_leaves_the_version_before_and_nothing_else(tmp_path: Path):
+    with small_disk(tmp_path / "disk", "300k") as disk:
+        serving = disk / "serving"
+        first = make_model(tmp_path / "first")
+        push(serving, first, blessed=True, output=tmp_path / "pushed1")
+        earlier = tree(serving)
+        large = make_model(tmp_path / "large", b"w" * 1_000_000)
+        with pytest.raises(PushError) as raised:
+            push(serving, large, blessed=True, output=tmp_path / "pushed2")
+        assert tree(serving) == earlier
+        assert len(os.listdir(serving)) == 1
+        # The space is free again.
+        push(serving, make_model(tmp_path / "third"), blessed=True, output=tmp_path / "pushed3")
+        assert len(os.listdir(serving)) == 2
+    message = str(raised.value)
+    assert message.startswith(f"the model could not be pushed to {serving}: ")
+    assert "No space left on device" in message
+    assert message.endswith("Free space on that disk or make the folder writable, and run again.")
+
+
+def test_destination_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    model = make_model(tmp_path / "model")
+    with pytest.raises(PushError, match=r"could not be pushed to .*/file/serving: "):
+        push(tmp_path / "file" / "serving", model, blessed=True, output=tmp_path / "pushed")
