@@ -1,0 +1,1 @@
+"""Querying pushed models; imports neither tfx nor trainer."""
