@@ -1,0 +1,1 @@
+"""The pipeline: its configuration, its graph and the runner for one machine."""

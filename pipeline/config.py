@@ -1,0 +1,315 @@
+"""Every knob of the pipeline: typed, checked before anything runs, and a flag each.
+
+The command line is made from the fields of `PipelineConfig`, so a knob is declared in one place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from components.dataset.format import NUM_FINE_CLASSES
+from components.dataset.locate import SYNTHETIC
+from trainer import presets
+
+VERBOSITIES = ("quiet", "info", "debug")
+_NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*", re.IGNORECASE)
+
+
+class ConfigError(ValueError):
+    """A value is not usable, or two contradict each other; the message says what to do."""
+
+
+def _knob(default: Any, group: str, text: str, **options: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"group": group, "help": text, **options})
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """What a run of the pipeline is to do; each field's meaning is its flag's help.
+
+    Raises:
+      ConfigError: A value is out of range.
+    """
+
+    data: str | None = _knob(
+        None,
+        "data",
+        "folder or archive of CIFAR-100 (binary or python form), or 'synthetic'; without it: "
+        "./data, then Keras's cache, then a download from the author's address",
+        metavar="PATH",
+    )
+    limit: int | None = _knob(
+        None, "data", "use at most N images of each split, class-balanced", metavar="N"
+    )
+    preset: str = _knob("notebook", "model", f"one of {', '.join(sorted(presets.PRESETS))}")
+    epochs: int | None = _knob(
+        None,
+        "model",
+        "passes over the training images; default: the preset's on a GPU, on a CPU one for each "
+        "four cores",
+        metavar="N",
+    )
+    batch_size: int | None = _knob(
+        None, "model", "images per training step; default: the preset's", metavar="N"
+    )
+    learning_rate: float | None = _knob(
+        None, "model", "peak learning rate; default: the preset's", metavar="X"
+    )
+    weight_decay: float | None = _knob(
+        None, "model", "decoupled weight decay; default: the preset's", metavar="X"
+    )
+    seed: int = _knob(0, "model", "fixes initial weights, shuffling and augmentation", metavar="N")
+    min_top_1_accuracy: float | None = _knob(
+        None,
+        "gate",
+        "push only at this top-1 accuracy on the test split, 0..1; default: the preset's",
+        metavar="X",
+    )
+    min_top_5_accuracy: float | None = _knob(
+        None, "gate", "the same for top-5 accuracy", metavar="X"
+    )
+    max_accuracy_drop: float = _knob(
+        0.0,
+        "gate",
+        "push only if neither accuracy is more than this below the model pushed last, 0..1",
+        metavar="X",
+    )
+    work_dir: str = _knob(
+        "output",
+        "places",
+        "folder for everything that is written: unpacked data, artifacts, metadata, models",
+        metavar="DIR",
+    )
+    serving_dir: str | None = _knob(
+        None,
+        "places",
+        "folder to push models into, as <model name>/<version>; default: WORK_DIR/serving_models",
+        metavar="DIR",
+    )
+    pipeline_name: str = _knob(
+        "vit", "places", "names the pipeline, its artifacts and its metadata", metavar="NAME"
+    )
+    model_name: str | None = _knob(
+        None,
+        "places",
+        "name of the pushed model; default: cifar100_vit, cifar100_subset_vit with --limit, "
+        "synthetic_vit on the synthetic set",
+        metavar="NAME",
+    )
+    cache: bool = _knob(True, "running", "take unchanged components' results from earlier runs")
+    beam_workers: int = _knob(
+        1,
+        "running",
+        "processes for Beam's data processing, 0: one for each core; more than one pays for data "
+        "much larger than CIFAR-100",
+        metavar="N",
+    )
+    verbosity: str = _knob(
+        "quiet",
+        "running",
+        "quiet: progress and results; info, debug: what the frameworks log, too",
+        choices=VERBOSITIES,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("work_dir", "serving_dir"):
+            self._check(name, getattr(self, name) != "", "name a folder")
+        self._check("data", self.data is None or bool(self.data), "name a folder or an archive")
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 1, "it must be 1 or more")
+        self._check(
+            "limit",
+            self.limit is None or self.limit >= NUM_FINE_CLASSES,
+            f"it must be {NUM_FINE_CLASSES} or more, an image of each class",
+        )
+        rate, decay = self.learning_rate, self.weight_decay
+        self._check(
+            "learning_rate", rate is None or 0.0 < rate < math.inf, "it must be above 0 and finite"
+        )
+        self._check(
+            "weight_decay",
+            decay is None or 0.0 <= decay < math.inf,
+            "it must be 0 or more and finite",
+        )
+        for name in ("min_top_1_accuracy", "min_top_5_accuracy", "max_accuracy_drop"):
+            value = getattr(self, name)
+            self._check(name, value is None or 0.0 <= value <= 1.0, "it is a fraction, 0 to 1")
+        self._check("seed", 0 <= self.seed < 2**32, "it must be 0 to 4294967295")
+        self._check("beam_workers", self.beam_workers >= 0, "it must be 0 or more")
+        self._check(
+            "verbosity", self.verbosity in VERBOSITIES, f"choose one of {', '.join(VERBOSITIES)}"
+        )
+        for name in ("pipeline_name", "model_name"):
+            value = getattr(self, name)
+            self._check(
+                name,
+                value is None or bool(_NAME_PATTERN.fullmatch(value)),
+                "use letters, digits, - and _, with a letter or digit first",
+            )
+        try:
+            self.resolve_preset()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _check(self, name: str, holds: bool, what_to_do: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            shown = repr(value) if isinstance(value, str) else value
+            raise ConfigError(f"--{name} is {shown}: {what_to_do}.")
+
+    def resolve_preset(self, **overrides: int) -> presets.Preset:
+        """Returns the preset with what the command line overrides.
+
+        Args:
+          **overrides: Fields of the preset to replace, too.
+
+        Raises:
+          ValueError: The preset is unknown, or refuses a value.
+        """
+        preset = presets.get_preset(self.preset)
+        names = (*presets.OVERRIDES, "min_top_1_accuracy", "min_top_5_accuracy")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.min_top_1_accuracy is not None:
+            # A top-1 hit is a top-5 hit: a threshold raised alone raises the preset's other one.
+            floor = max(self.min_top_1_accuracy, preset.min_top_5_accuracy)
+            given.setdefault("min_top_5_accuracy", floor)
+        return dataclasses.replace(preset, **{**given, **overrides})
+
+    @property
+    def pipeline_root(self) -> str:
+        """Folder of the pipeline's artifacts."""
+        return os.path.join(self.work_dir, "pipelines", self.pipeline_name)
+
+    @property
+    def metadata_path(self) -> str:
+        """ML Metadata's sqlite database; beside the artifacts it describes."""
+        return metadata_path(self.pipeline_root)
+
+    @property
+    def checkpoint_dir(self) -> str:
+        """Folder of the checkpoints of interrupted trainings."""
+        return os.path.join(self.pipeline_root, "checkpoints")
+
+    def resolve_model_name(self, dataset_name: str) -> str:
+        """Names the pushed model; models of synthetic data always say so.
+
+        Args:
+          dataset_name: `cifar-100` or `synthetic`.
+        """
+        subset = "_subset" if self.limit else ""
+        name = self.model_name or f"{dataset_name.replace('-', '')}{subset}_vit"
+        if dataset_name == SYNTHETIC and not name.startswith(SYNTHETIC):
+            return f"{SYNTHETIC}_{name}"
+        return name
+
+    def model_dir(self, dataset_name: str) -> str:
+        """TF Serving's model base path for models of a data set."""
+        base = self.serving_dir or os.path.join(self.work_dir, "serving_models")
+        return os.path.join(base, self.resolve_model_name(dataset_name))
+
+    def absolute(self) -> PipelineConfig:
+        """The same with absolute paths, which hold wherever a later command is run from."""
+        paths = {
+            name: os.path.abspath(os.path.expanduser(value))
+            for name in ("work_dir", "serving_dir")
+            if (value := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, **paths)
+
+
+def metadata_path(pipeline_root: str) -> str:
+    """Where a local pipeline's ML Metadata database is, given the folder of its artifacts."""
+    return os.path.join(pipeline_root, "metadata.sqlite")
+
+
+_GROUPS = {
+    "data": "what to train on",
+    "model": "what to train, and how",
+    "gate": "when to push the model",
+    "places": "where things go",
+    "running": "how to run",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Suggests the nearest flag for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[1], flags, n=1)
+            message = f"there is no flag {unknown[1]}"
+            message += f"; did you mean {close[0]}?" if close else "; see --help."
+        self.exit(2, f"error: {message}\n")
+
+
+def _type_of(hint: Any) -> type:
+    """The type behind an annotation, `float` for `float | None`."""
+    if isinstance(hint, type):
+        return hint
+    return next(option for option in typing.get_args(hint) if option is not type(None))
+
+
+def parse_args(arguments: Sequence[str]) -> PipelineConfig:
+    """Reads a command line.
+
+    Args:
+      arguments: The flags, without the program's name.
+
+    Returns:
+      The configuration, checked.
+
+    Raises:
+      SystemExit: With code 2 and a message, for an unknown flag or an unusable value; with code 0
+        for --help.
+    """
+    parser = _Parser(
+        prog="python -m pipeline.local_runner",
+        description="Trains a Vision Transformer on CIFAR-100 and pushes it for TF Serving if it "
+        "is good enough. Without flags: the real data if they can be had, a training length that "
+        "fits this machine.",
+        epilog="examples:\n"
+        "  --preset tiny --limit 1000      a smoke test, a minute or two\n"
+        "  --epochs 20                     the reference notebook's training length\n"
+        "  --data cifar-100-binary.tar.gz --work_dir /tmp/run\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    groups = {key: parser.add_argument_group(text) for key, text in _GROUPS.items()}
+    types = typing.get_type_hints(PipelineConfig)
+    for field in dataclasses.fields(PipelineConfig):
+        options = dict(field.metadata)
+        group = groups[options.pop("group")]
+        flag = f"--{field.name}"
+        text = options.pop("help")
+        kind = _type_of(types[field.name])
+        if kind is bool:
+            group.add_argument(
+                f"--no_{field.name}", dest=field.name, action="store_false", help=f"do not {text}"
+            )
+            continue
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        group.add_argument(
+            flag,
+            type=kind,
+            default=field.default,
+            help=text.replace("%", "%%"),
+            **options,
+        )
+    try:
+        return PipelineConfig(**vars(parser.parse_args(arguments)))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

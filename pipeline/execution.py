@@ -1,0 +1,136 @@
+"""Builds the pipeline from its configuration and runs it on this machine, with TFX."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import traceback
+
+from tfx.dsl.compiler import constants
+from tfx.orchestration import metadata
+from tfx.orchestration import pipeline as tfx_pipeline
+from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+from tfx.orchestration.portable import runtime_parameter_utils
+from tfx.proto.orchestration import pipeline_pb2
+
+from components.dataset.locate import Dataset
+from pipeline import console, fingerprint, graph, summary
+from pipeline.config import PipelineConfig
+from pipeline.run_history import RunHistory, exclusive_run
+from trainer.presets import Preset
+
+ERROR_FILE = "error.log"
+
+
+class PipelineFailedError(RuntimeError):
+    """A component failed; the message says which and why."""
+
+
+def build_pipeline(
+    config: PipelineConfig, dataset: Dataset, preset: Preset
+) -> tfx_pipeline.Pipeline:
+    """Translates a configuration into the pipeline's graph.
+
+    Args:
+      config: With absolute paths.
+      dataset: The data to run on.
+      preset: The configuration's preset with all that overrides it.
+    """
+    return graph.create_pipeline(
+        pipeline_name=config.pipeline_name,
+        pipeline_root=config.pipeline_root,
+        data=graph.DataSource(
+            folder=os.path.abspath(dataset.folder),
+            name=dataset.name,
+            fingerprint=dataset.fingerprint,
+            limit=config.limit,
+        ),
+        preset=preset,
+        seed=config.seed,
+        gate=graph.Gate(
+            min_top_1_accuracy=preset.min_top_1_accuracy,
+            min_top_5_accuracy=preset.min_top_5_accuracy,
+            max_accuracy_drop=config.max_accuracy_drop,
+        ),
+        serving_dir=config.model_dir(dataset.name),
+        checkpoint_dir=config.checkpoint_dir,
+        preprocessing_code=fingerprint.preprocessing_code(),
+        training_code=fingerprint.training_code(),
+        enable_cache=config.cache,
+        metadata_connection_config=(
+            metadata.sqlite_metadata_connection_config(config.metadata_path)
+        ),
+        beam_pipeline_args=beam_arguments(config.beam_workers),
+    )
+
+
+def beam_arguments(workers: int) -> list[str]:
+    """Chooses Beam's flags for one machine.
+
+    Args:
+      workers: Processes; 0 for one a core.
+    """
+    mode = "in_memory" if workers == 1 else "multi_processing"
+    return [f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
+
+
+class Runner(LocalDagRunner):
+    """TFX's local runner that shows its progress and sums up, one run at a time.
+
+    TFX's command line replaces `LocalDagRunner.run` while it creates or compiles a pipeline; what
+    is done for a real run only is therefore in `run_with_ir`, which `run` calls.
+
+    Args:
+      config: The run's configuration.
+    """
+
+    def __init__(self, config: PipelineConfig):
+        super().__init__()
+        self._config = config
+
+    def run_with_ir(
+        self,
+        pipeline: pipeline_pb2.Pipeline,
+        run_options: pipeline_pb2.RunOptions | None = None,
+    ) -> None:
+        """Runs a compiled pipeline and prints the summary.
+
+        Args:
+          pipeline: The compiled pipeline.
+          run_options: For partial runs; see base class.
+
+        Raises:
+          PipelineBusyError: It is being run by another process.
+          PipelineFailedError: A component failed; the traceback is in the file named.
+        """
+        root = self._config.pipeline_root
+        run_id = datetime.datetime.now().isoformat()
+        # The base class would do it, too, but then nobody knew the run's name while it runs.
+        runtime_parameter_utils.substitute_runtime_parameter(
+            pipeline, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
+        )
+        with exclusive_run(root, run_id):
+            progress = console.follow(self._config.verbosity, len(pipeline.nodes))
+            try:
+                super().run_with_ir(pipeline, run_options)
+            except Exception as error:
+                path = os.path.join(root, ERROR_FILE)
+                with open(path, "w") as file:
+                    traceback.print_exception(error, file=file)
+                raise PipelineFailedError(
+                    f"{progress.running or 'the pipeline'} failed: {_describe(error)}\n"
+                    f"(the traceback is in {path})"
+                ) from error
+            finally:
+                progress.stop()
+        try:
+            print(summary.summarize(RunHistory(root).run(run_id)))
+        except LookupError as error:  # a part of the pipeline was run
+            print(f"finished; there is no summary, as {error.args[0]}")
+
+
+def _describe(error: Exception) -> str:
+    message = str(error).strip() or "no message"
+    # Our own errors explain themselves; others need their type to be understood.
+    ours = type(error).__module__.partition(".")[0] in ("components", "trainer", "pipeline")
+    return message if ours else f"{type(error).__name__}: {message}"

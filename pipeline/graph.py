@@ -1,0 +1,253 @@
+"""The pipeline's graph, from raw records to a pushed model.
+
+It reads nothing but its arguments; runners translate their configuration into them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tensorflow_model_analysis as tfma
+from ml_metadata.proto import metadata_store_pb2
+from tensorflow_model_analysis.proto import config_pb2
+
+# Not from `tfx.v1`, which imports the clients of Google Cloud, too: six seconds for every command.
+from tfx.components import ExampleValidator, StatisticsGen, Trainer, Transform
+from tfx.dsl.components.base.base_component import BaseComponent
+from tfx.orchestration import pipeline
+from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
+
+from components.baseline.component import Baseline
+from components.data_gate.component import DataGate
+from components.dataset.format import IMAGE_BYTES
+from components.evaluator.component import BaselineEvaluator
+from components.example_gen.component import Cifar100ExampleGen
+from components.example_gen.executor import SPLITS, TEST, TRAIN, VALIDATION
+from components.pusher.component import AtomicPusher
+from components.schema_gen.component import CuratedSchemaGen
+from trainer.presets import OVERRIDES, Preset
+
+# Names of the metrics, in Evaluator's results as in Keras's history.
+TOP_1 = "top_1_accuracy"
+TOP_5 = "top_5_accuracy"
+
+SCHEMA_FILE = os.path.join(os.path.dirname(__file__), "schema", "schema.pbtxt")
+
+# Dotted paths rather than module files: the package is installed wherever components run, so
+# nothing is packed into a wheel and unpacked again. TFX's cache does not see changes behind a
+# dotted path, hence the code fingerprints below.
+_PREPROCESSING_FN = "trainer.preprocessing.preprocessing_fn"
+_RUN_FN = "trainer.run.run_fn"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """The data a pipeline is run on.
+
+    Args:
+      folder: Folder in CIFAR-100's binary layout.
+      name: `cifar-100` or `synthetic`.
+      fingerprint: Identifies the contents; part of the cache key.
+      limit: Keep at most so many examples of each split, class-balanced; None keeps all.
+    """
+
+    folder: str
+    name: str
+    fingerprint: str
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a model must reach on the test split to be pushed.
+
+    Args:
+      min_top_1_accuracy: Lowest top-1 accuracy, a fraction.
+      min_top_5_accuracy: Lowest top-5 accuracy, a fraction.
+      max_accuracy_drop: How far either may fall below the baseline's, a fraction.
+    """
+
+    min_top_1_accuracy: float
+    min_top_5_accuracy: float
+    max_accuracy_drop: float = 0.0
+
+
+def create_pipeline(
+    *,
+    pipeline_name: str,
+    pipeline_root: str,
+    data: DataSource,
+    preset: Preset,
+    seed: int,
+    gate: Gate,
+    serving_dir: str,
+    checkpoint_dir: str,
+    preprocessing_code: str,
+    training_code: str,
+    enable_cache: bool = True,
+    metadata_connection_config: metadata_store_pb2.ConnectionConfig | None = None,
+    beam_pipeline_args: Sequence[str] = (),
+) -> pipeline.Pipeline:
+    """Builds the pipeline.
+
+    Args:
+      pipeline_name: Names the pipeline in ML Metadata.
+      pipeline_root: Folder or URI for the artifacts.
+      data: What to train on.
+      preset: The model and how to train it.
+      seed: Fixes initial weights, shuffling, dropout and augmentation.
+      gate: What the model must reach.
+      serving_dir: TF Serving's model base path; each push adds a version.
+      checkpoint_dir: Folder for the checkpoints from which an interrupted training continues.
+      preprocessing_code: Fingerprint of the code behind Transform, for the cache key.
+      training_code: Fingerprint of the code behind Trainer, for the cache key.
+      enable_cache: Take the outputs of unchanged components from earlier runs.
+      metadata_connection_config: ML Metadata's database; None where the orchestrator has its own.
+      beam_pipeline_args: Flags for the Beam pipelines inside components.
+
+    Returns:
+      The pipeline, to be given to a TFX runner.
+    """
+    example_gen = Cifar100ExampleGen(
+        data.folder,
+        dataset_name=data.name,
+        content_fingerprint=data.fingerprint,
+        limit=data.limit,
+    ).with_id("ExampleGen")
+    examples = example_gen.outputs["examples"]
+
+    schema_gen = CuratedSchemaGen(schema_file=SCHEMA_FILE).with_id("SchemaGen")
+    schema = schema_gen.outputs["schema"]
+    statistics_gen = StatisticsGen(examples=examples, schema=schema)
+    statistics = statistics_gen.outputs["statistics"]
+    example_validator = ExampleValidator(statistics=statistics, schema=schema)
+    data_gate = DataGate(
+        statistics=statistics,
+        anomalies=example_validator.outputs["anomalies"],
+        expected_splits=SPLITS,
+        byte_lengths={"image": IMAGE_BYTES},
+    )
+
+    transform = Transform(
+        examples=examples,
+        schema=schema,
+        preprocessing_fn=_PREPROCESSING_FN,
+        splits_config=transform_pb2.SplitsConfig(analyze=[TRAIN], transform=[]),
+        materialize=False,
+        custom_config={"code": preprocessing_code},
+    )
+    transform.add_upstream_node(data_gate)
+
+    trainer = Trainer(
+        run_fn=_RUN_FN,
+        examples=examples,
+        schema=schema,
+        transform_graph=transform.outputs["transform_graph"],
+        train_args=trainer_pb2.TrainArgs(splits=[TRAIN]),
+        eval_args=trainer_pb2.EvalArgs(splits=[VALIDATION]),
+        custom_config={
+            "preset": preset.name,
+            **{name: getattr(preset, name) for name in OVERRIDES},
+            "seed": seed,
+            "checkpoint_dir": checkpoint_dir,
+            "code": training_code,
+        },
+    )
+    model = trainer.outputs["model"]
+
+    baseline = Baseline(model=model, serving_dir=serving_dir)
+    evaluator = BaselineEvaluator(
+        examples=examples,
+        example_splits=[TEST],
+        model=model,
+        baseline_model=baseline.outputs["baseline"],
+        eval_config=evaluation_config(gate),
+    ).with_id("Evaluator")
+    pusher = AtomicPusher(
+        model=model,
+        model_blessing=evaluator.outputs["blessing"],
+        push_destination=pusher_pb2.PushDestination(
+            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=serving_dir)
+        ),
+    ).with_id("Pusher")
+
+    components: list[BaseComponent] = [
+        example_gen,
+        schema_gen,
+        statistics_gen,
+        example_validator,
+        data_gate,
+        transform,
+        trainer,
+        baseline,
+        evaluator,
+        pusher,
+    ]
+    return pipeline.Pipeline(
+        pipeline_name=pipeline_name,
+        pipeline_root=pipeline_root,
+        components=components,
+        enable_cache=enable_cache,
+        metadata_connection_config=metadata_connection_config,
+        beam_pipeline_args=list(beam_pipeline_args),
+    )
+
+
+def evaluation_config(gate: Gate) -> tfma.EvalConfig:
+    """Says what Evaluator measures, on which slices, and what it takes to be blessed.
+
+    Args:
+      gate: The thresholds, on the whole test split.
+
+    Returns:
+      Top-1 and top-5 accuracy over all examples, for each superclass and for each class, and the
+      confusion matrix.
+    """
+    metrics = [
+        _accuracy_metric("SparseCategoricalAccuracy", TOP_1, gate.min_top_1_accuracy, gate),
+        _accuracy_metric(
+            "SparseTopKCategoricalAccuracy", TOP_5, gate.min_top_5_accuracy, gate, k=5
+        ),
+        tfma.MetricConfig(class_name="ExampleCount"),
+        tfma.MetricConfig(class_name="MultiClassConfusionMatrixPlot"),
+    ]
+    return tfma.EvalConfig(
+        model_specs=[
+            tfma.ModelSpec(
+                signature_name="serving_examples",
+                label_key="fine_label",
+                prediction_key="probabilities",
+            )
+        ],
+        slicing_specs=[
+            tfma.SlicingSpec(),
+            tfma.SlicingSpec(feature_keys=["coarse_label"]),
+            tfma.SlicingSpec(feature_keys=["fine_label"]),
+        ],
+        metrics_specs=[tfma.MetricsSpec(metrics=metrics)],
+    )
+
+
+def _accuracy_metric(
+    class_name: str, name: str, lower_bound: float, gate: Gate, **config: int
+) -> tfma.MetricConfig:
+    return tfma.MetricConfig(
+        class_name=class_name,
+        config=json.dumps({"name": name, **config}),
+        # On the whole split alone: a plain `threshold` would hold each class to it, too.
+        per_slice_thresholds=[
+            config_pb2.PerSliceMetricThreshold(
+                slicing_specs=[tfma.SlicingSpec()],
+                threshold=tfma.MetricThreshold(
+                    value_threshold=tfma.GenericValueThreshold(lower_bound={"value": lower_bound}),
+                    change_threshold=tfma.GenericChangeThreshold(
+                        direction=tfma.MetricDirection.HIGHER_IS_BETTER,
+                        absolute={"value": -gate.max_accuracy_drop},
+                    ),
+                ),
+            )
+        ],
+    )

@@ -1,0 +1,141 @@
+"""Runs the pipeline on this machine: `make run`, `python -m pipeline.local_runner`.
+
+Also the pipeline file for TFX's command line, which passes no arguments on: there, the environment
+variable VIT_PIPELINE_ARGS holds the flags, for `tfx pipeline create` and `tfx run create` alike.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline import config as pipeline_config
+from pipeline import console
+from trainer.presets import Preset
+
+ARGUMENTS_VARIABLE = "VIT_PIPELINE_ARGS"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Finds the data and runs the pipeline.
+
+    Args:
+      arguments: Flags; by default the process's, or those in VIT_PIPELINE_ARGS where it has none.
+
+    Raises:
+      SystemExit: With code 2 for a bad command line, 1 for bad data or a failed component, 130
+        when interrupted.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:] or shlex.split(os.environ.get(ARGUMENTS_VARIABLE, ""))
+    config = pipeline_config.parse_args(arguments).absolute()
+    # A termination is an interruption too: it says how to go on, and works where a shell has made
+    # the process ignore Ctrl-C, as in the background.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _run(config)
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; the same command goes on from the last finished component, and "
+            "training from its last finished epoch.",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+
+
+def _run(config: pipeline_config.PipelineConfig) -> None:
+    from components.dataset.format import DataError
+    from components.dataset.locate import locate
+
+    try:
+        dataset = locate(config.data, Path(config.work_dir))
+        _make_folders(config.pipeline_root, config.model_dir(dataset.name))
+    except (DataError, pipeline_config.ConfigError) as error:
+        _fail(error)
+
+    # Only now: importing TFX takes longer than finding out that the data are not there.
+    with console.importing(config.verbosity):
+        import tensorflow as tf
+
+        from pipeline import execution
+        from pipeline.run_history import PipelineBusyError
+
+        gpus = len(tf.config.list_physical_devices("GPU"))
+
+    preset, why = choose_training_length(config, gpus=gpus, cpus=available_cpus())
+    print(f"model: preset {preset.name}, {why}", flush=True)
+    pipeline = execution.build_pipeline(config, dataset, preset)
+    try:
+        execution.Runner(config).run(pipeline)
+    except (execution.PipelineFailedError, PipelineBusyError) as error:
+        _fail(error)
+
+
+def choose_training_length(
+    config: pipeline_config.PipelineConfig, *, gpus: int, cpus: int
+) -> tuple[Preset, str]:
+    """Resolves the preset, with a training length that fits the machine unless one is given.
+
+    Args:
+      config: The run's configuration.
+      gpus: GPUs that TensorFlow sees.
+      cpus: Cores.
+
+    Returns:
+      The preset, and the length and its reason for people.
+    """
+    full = config.resolve_preset().epochs
+    device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"no GPU, {cpus} CPU cores"
+    if config.epochs or gpus:
+        return config.resolve_preset(), f"{_epochs(full)} ({device})"
+    # An epoch of the notebook preset takes four to seven minutes on two cores, and more cores help
+    # less and less: this keeps a run to about a quarter of an hour in all.
+    epochs = min(full, max(1, cpus // 4))
+    why = f"{_epochs(epochs)} ({device})"
+    if epochs < full:
+        why += f": A SHORT RUN, the preset's own length is {full} (--epochs {full})"
+    return config.resolve_preset(epochs=epochs), why
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'s' if number > 1 else ''}"
+
+
+def available_cpus() -> int:
+    """Counts the cores that this process may use, which in a container are fewer than there are."""
+    cpus = len(os.sched_getaffinity(0))
+    limit = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" or "max PERIOD", cgroup v2
+    if limit.is_file():
+        quota, _, period = limit.read_text().partition(" ")
+        if quota != "max":
+            cpus = min(cpus, max(1, round(int(quota) / int(period))))
+    return cpus
+
+
+def _make_folders(*folders: str) -> None:
+    for folder in folders:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise pipeline_config.ConfigError(
+                f"cannot write to {folder}: {error.strerror}. Choose another --work_dir or "
+                "--serving_dir."
+            ) from error
+        if not os.access(folder, os.W_OK):
+            raise pipeline_config.ConfigError(
+                f"{folder} is not writable: choose another --work_dir or --serving_dir."
+            )
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"\nerror: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The result of a run, as printed at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import tensorflow_model_analysis as tfma
+from ml_metadata.proto import metadata_store_pb2
+
+from components.dataset.locate import SYNTHETIC
+from pipeline.console import box
+from pipeline.graph import TOP_1, TOP_5
+from pipeline.run_history import Run
+from trainer import presets
+
+_Slice = tuple[str, "int | None"]
+_Metrics = dict[str, float]
+
+
+def summarize(run: Run) -> str:
+    """Describes a finished run: accuracy, blessing and why, the pushed model, what to do next.
+
+    Args:
+      run: A run in the state COMPLETE.
+
+    Returns:
+      Several lines of text.
+    """
+    model = _output(run, "Trainer", "model")
+    training = _read_json(model, "training.json")
+    evaluation = _output(run, "Evaluator", "evaluation")
+    synthetic = training["dataset"] == SYNTHETIC
+    lines = []
+    if synthetic:
+        lines += ["Trained and tested on SYNTHETIC images: these are not CIFAR-100 results.", ""]
+    lines += _training_lines(training)
+    lines += ["", *_accuracy_lines(evaluation.uri), *_superclass_lines(model, evaluation.uri)]
+    lines += ["", *_push_lines(run, evaluation.uri)]
+    lines += ["", *_next_lines(run, training)]
+    lines += ["", f"time: {_times(run)}"]
+    name = "synthetic data" if synthetic else "CIFAR-100"
+    if training["limit"]:
+        name = f"a subset of {name}"
+    return box(f"Summary: preset {training['preset']['name']} on {name}", lines)
+
+
+def _training_lines(training: dict[str, Any]) -> list[str]:
+    preset, history = training["preset"], training["history"]
+    head = (
+        f"{training['trainable_parameters']:,} parameters, {training['train_examples']:,} images, "
+        f"{preset['epochs']} epoch{'s' if preset['epochs'] > 1 else ''}"
+    )
+    rows = [
+        f"epoch {epoch['epoch']:3}   loss {epoch['loss']:.3f}   validation top-1 "
+        f"{epoch[f'val_{TOP_1}']:.3f}  top-5 {epoch[f'val_{TOP_5}']:.3f}   {epoch['seconds']:.0f} s"
+        for epoch in history
+    ]
+    shown = rows if len(rows) <= 6 else [*rows[:2], "...", *rows[-3:]]
+    return [head, *shown]
+
+
+def accuracies(evaluation_uri: str, slice_key: str | None = None) -> dict[_Slice, _Metrics]:
+    """Reads the metrics of one kind of slice.
+
+    Args:
+      evaluation_uri: Evaluator's output.
+      slice_key: `coarse_label` or `fine_label`; None for the whole test split.
+
+    Returns:
+      (model name, label) -> metric name -> value. The model is tfma.CANDIDATE_KEY or
+      tfma.BASELINE_KEY; the label is None for the whole split.
+    """
+    result: dict[_Slice, _Metrics] = {}
+    for metrics in tfma.load_metrics(evaluation_uri):
+        keys = {key.column: key.int64_value for key in metrics.slice_key.single_slice_keys}
+        if list(keys) != ([slice_key] if slice_key else []):
+            continue
+        for item in metrics.metric_keys_and_values:
+            if item.value.HasField("double_value") and not item.key.is_diff:
+                model = item.key.model_name or tfma.CANDIDATE_KEY
+                values = result.setdefault((model, keys.get(slice_key)), {})
+                values[item.key.name] = item.value.double_value.value
+    return result
+
+
+def _accuracy_lines(evaluation_uri: str) -> list[str]:
+    overall = accuracies(evaluation_uri)
+    candidate = overall[tfma.CANDIDATE_KEY, None]
+    lines = [
+        f"test top-1 {candidate[TOP_1]:.4f}   top-5 {candidate[TOP_5]:.4f}   "
+        f"({candidate['example_count']:,.0f} images)"
+    ]
+    if baseline := overall.get((tfma.BASELINE_KEY, None)):
+        lines.append(f"baseline   {baseline[TOP_1]:.4f}         {baseline[TOP_5]:.4f}")
+    return lines
+
+
+def _superclass_lines(model: metadata_store_pb2.Artifact, evaluation_uri: str) -> list[str]:
+    names = _read_json(model, "dataset.json")["coarse_label_names"]
+    by_label = accuracies(evaluation_uri, "coarse_label")
+    ranked = sorted(
+        (values[TOP_1], names[label])
+        for (name, label), values in by_label.items()
+        if name == tfma.CANDIDATE_KEY
+    )
+    (worst, worst_name), (best, best_name) = ranked[0], ranked[-1]
+    return [f"superclasses from {worst_name} ({worst:.3f}) to {best_name} ({best:.3f})"]
+
+
+def _push_lines(run: Run, evaluation_uri: str) -> list[str]:
+    validation = tfma.load_validation_result(evaluation_uri)
+    if not validation.validation_ok:
+        reasons = rejection_reasons(validation)
+        return ["NOT BLESSED, not pushed:", *(f"  {reason}" for reason in reasons)]
+    pushed = _output(run, "Pusher", "pushed_model").custom_properties
+    destination = pushed["pushed_destination"].string_value
+    lines = ["BLESSED: reached every threshold"]
+    if os.path.exists(destination):
+        return [*lines, f"pushed to {destination}"]
+    copy = _output(run, "Pusher", "pushed_model").uri
+    return [
+        *lines,
+        f"pushed earlier to {destination}, which was removed since",
+        f"(to push it again: rm -r {_short(copy)} and the same command)",
+    ]
+
+
+def rejection_reasons(validation: Any) -> list[str]:
+    """Says which thresholds were missed.
+
+    Args:
+      validation: tfma's ValidationResult.
+
+    Returns:
+      One sentence for each threshold, with the value and the bound.
+    """
+    reasons = ["a metric with a threshold is missing"] if validation.missing_thresholds else []
+    for validations in validation.metric_validations_per_slice:
+        for failure in validations.failures:
+            key, value = failure.metric_key, failure.metric_value.double_value.value
+            threshold = failure.metric_threshold
+            if key.is_diff:
+                allowed = -threshold.change_threshold.absolute.value
+                reasons.append(
+                    f"{key.name} is {-value:.4f} below the baseline's (allowed: {allowed:.4f})"
+                )
+            else:
+                bound = threshold.value_threshold.lower_bound.value
+                reasons.append(f"{key.name} is {value:.4f}, the threshold {bound:.4f}")
+    return reasons
+
+
+def _next_lines(run: Run, training: dict[str, Any]) -> list[str]:
+    pushed = _output(run, "Pusher", "pushed_model").custom_properties
+    destination = pushed["pushed_destination"].string_value
+    logs = _output(run, "Trainer", "model_run").uri
+    lines = ["next:"]
+    if destination:
+        base = os.path.dirname(destination)
+        lines.append(f"  classify images   .venv/bin/vit-predict --model {_short(base)} IMAGE...")
+    lines.append(f"  see the training  .venv/bin/tensorboard --logdir {_short(logs)}")
+    preset = training["preset"]
+    full = presets.get_preset(preset["name"]).epochs
+    if preset["epochs"] < full:
+        lines.append(f"  train longer      the same command with --epochs {full}")
+    return lines
+
+
+def _times(run: Run) -> str:
+    took = [f"{c.name} {c.seconds:.0f} s" for c in run.components if c.seconds >= 0.5]
+    cached = sum(c.state == "CACHED" for c in run.components)
+    parts = [*took, *([f"{cached} cached"] if cached else [])]
+    return f"{', '.join(parts)}; all components {run.seconds:.0f} s"
+
+
+def _short(path: str) -> str:
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(path) else path
+
+
+def _output(run: Run, component: str, key: str) -> metadata_store_pb2.Artifact:
+    artifact = run.output(component, key)
+    if artifact is None:
+        raise LookupError(f"run {run.run_id} has no output {key!r} of {component}")
+    return artifact
+
+
+def _read_json(model: metadata_store_pb2.Artifact, name: str) -> Any:
+    with open(os.path.join(model.uri, "Format-Serving", "assets.extra", name)) as file:
+        return json.load(file)

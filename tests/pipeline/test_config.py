@@ -1,0 +1,116 @@
+import dataclasses
+import os
+
+import pytest
+
+from pipeline import config as pipeline_config
+from pipeline.config import ConfigError, PipelineConfig, parse_args
+
+
+def test_without_flags_is_the_default_configuration():
+    assert parse_args([]) == PipelineConfig()
+
+
+def test_every_knob_has_a_flag_that_sets_it():
+    values = {
+        "data": "d", "limit": 200, "preset": "tiny", "epochs": 3, "batch_size": 8,
+        "learning_rate": 0.5, "weight_decay": 0.0, "seed": 7, "min_top_1_accuracy": 0.2,
+        "min_top_5_accuracy": 0.4, "max_accuracy_drop": 0.1, "work_dir": "w", "serving_dir": "s",
+        "pipeline_name": "p", "model_name": "m", "beam_workers": 2, "verbosity": "info",
+    }  # fmt: skip
+    flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
+    assert dataclasses.asdict(parse_args([*flags, "--no_cache"])) == {**values, "cache": False}
+
+
+def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    for field in dataclasses.fields(PipelineConfig):
+        assert f"--{'no_' if field.type == 'bool' else ''}{field.name} " in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch_size", "0"], "--batch_size is 0: it must be 1 or more."),
+        (["--batch_size", "many"], "argument --batch_size: invalid int value: 'many'"),
+        (["--epochs", "-1"], "--epochs is -1: it must be 1 or more."),
+        (["--limit", "99"], "--limit is 99: it must be 100 or more, an image of each class."),
+        (["--learning_rate", "0"], "--learning_rate is 0.0: it must be above 0"),
+        (["--learning_rate", "nan"], "--learning_rate is nan: it must be above 0"),
+        (["--weight_decay", "-0.1"], "--weight_decay is -0.1: it must be 0 or more"),
+        (["--min_top_1_accuracy", "33"], "--min_top_1_accuracy is 33.0: it is a fraction, 0 to 1."),
+        (["--max_accuracy_drop", "-0.1"], "--max_accuracy_drop is -0.1: it is a fraction"),
+        (["--min_top_1_accuracy", ".5", "--min_top_5_accuracy", ".4"], "below min_top_1_accuracy"),
+        (["--preset", "notbook"], "Did you mean 'notebook'?"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--data", ""], "--data is '': name a folder or an archive."),
+        (["--work_dir", ""], "--work_dir is '': name a folder."),
+        (["--pipeline_name", "../up"], "--pipeline_name is '../up': use letters"),
+        (["--model_name", "a b"], "--model_name is 'a b': use letters"),
+        (["--verbosity", "loud"], "invalid choice: 'loud'"),
+        (["--beam_workers", "-1"], "--beam_workers is -1: it must be 0 or more."),
+        (["--epoch", "3"], "there is no flag --epoch; did you mean --epochs?"),
+        (["--frobnicate"], "there is no flag --frobnicate; see --help."),
+        (["stray"], "stray"),
+    ],
+)
+def test_refuses_what_it_cannot_use(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_args(flags)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_the_preset_takes_what_is_given_and_keeps_the_rest():
+    preset = PipelineConfig(preset="notebook", batch_size=64, learning_rate=0.01).resolve_preset()
+    assert (preset.batch_size, preset.learning_rate) == (64, 0.01)
+    assert (preset.epochs, preset.weight_decay, preset.projection_dim) == (20, 1e-3, 64)
+
+
+def test_a_top_1_threshold_raises_the_top_5_threshold_of_the_preset():
+    preset = PipelineConfig(min_top_1_accuracy=0.3).resolve_preset()
+    assert (preset.min_top_1_accuracy, preset.min_top_5_accuracy) == (0.3, 0.3)
+    preset = PipelineConfig(min_top_1_accuracy=0.1).resolve_preset()
+    assert (preset.min_top_1_accuracy, preset.min_top_5_accuracy) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "dataset", "expected"),
+    [
+        (None, "cifar-100", "cifar100_vit"),
+        (None, "synthetic", "synthetic_vit"),
+        ("mine", "cifar-100", "mine"),
+        ("mine", "synthetic", "synthetic_mine"),
+        ("synthetic_mine", "synthetic", "synthetic_mine"),
+        ("notsynthetic", "synthetic", "synthetic_notsynthetic"),
+    ],
+)
+def test_a_model_of_synthetic_data_says_so(model_name: str | None, dataset: str, expected: str):
+    config = PipelineConfig(model_name=model_name)
+    assert config.resolve_model_name(dataset) == expected
+    assert config.model_dir(dataset) == os.path.join("output", "serving_models", expected)
+
+
+def test_a_model_of_a_subset_does_not_take_the_place_of_the_real_one():
+    assert PipelineConfig(limit=100).resolve_model_name("cifar-100") == "cifar100_subset_vit"
+    assert PipelineConfig(limit=100, model_name="m").resolve_model_name("cifar-100") == "m"
+
+
+def test_absolute_paths_do_not_depend_on_the_working_directory():
+    config = PipelineConfig(work_dir="w", serving_dir="s").absolute()
+    assert config.work_dir == os.path.join(os.getcwd(), "w")
+    assert config.model_dir("cifar-100") == os.path.join(os.getcwd(), "s", "cifar100_vit")
+    assert PipelineConfig().absolute().serving_dir is None
+    assert PipelineConfig(work_dir="~/w").absolute().work_dir == os.path.expanduser("~/w")
+
+
+def test_errors_are_raised_without_a_command_line_too():
+    with pytest.raises(ConfigError, match="--epochs is 0"):
+        pipeline_config.PipelineConfig(epochs=0)

@@ -1,0 +1,200 @@
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import tensorflow_data_validation as tfdv
+from google.protobuf import json_format
+from tfx import v1 as tfx
+from tfx.dsl.compiler.compiler import Compiler
+from tfx.proto import transform_pb2
+from tfx.proto.orchestration import pipeline_pb2
+from tfx.utils import json_utils
+
+from pipeline.graph import SCHEMA_FILE, DataSource, Gate, create_pipeline, evaluation_config
+from trainer.presets import get_preset
+
+COMPONENTS = [
+    "ExampleGen",
+    "SchemaGen",
+    "StatisticsGen",
+    "ExampleValidator",
+    "DataGate",
+    "Transform",
+    "Trainer",
+    "Baseline",
+    "Evaluator",
+    "Pusher",
+]
+
+
+def build(**changes: Any) -> tfx.dsl.Pipeline:
+    arguments: dict[str, Any] = {
+        "pipeline_name": "vit",
+        "pipeline_root": "/pipelines/vit",
+        "data": DataSource(folder="/data", name="cifar-100", fingerprint="f00d", limit=1000),
+        "preset": dataclasses.replace(get_preset("notebook"), epochs=3, batch_size=64),
+        "seed": 7,
+        "gate": Gate(min_top_1_accuracy=0.25, min_top_5_accuracy=0.5, max_accuracy_drop=0.02),
+        "serving_dir": "/serving/vit",
+        "checkpoint_dir": "/checkpoints",
+        "preprocessing_code": "code-of-preprocessing",
+        "training_code": "code-of-training",
+        "beam_pipeline_args": ["--direct_num_workers=1"],
+    }
+    return create_pipeline(**{**arguments, **changes})
+
+
+def nodes(pipeline: tfx.dsl.Pipeline) -> dict[str, pipeline_pb2.PipelineNode]:
+    compiled = Compiler().compile(pipeline)
+    return {node.pipeline_node.node_info.id: node.pipeline_node for node in compiled.nodes}
+
+
+@pytest.fixture(scope="module")
+def components() -> dict[str, Any]:
+    return {component.id: component for component in build().components}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, pipeline_pb2.PipelineNode]:
+    return nodes(build())
+
+
+def test_components_and_their_names():
+    assert [component.id for component in build().components] == COMPONENTS
+
+
+def test_no_component_runs_before_those_it_depends_on(
+    compiled: dict[str, pipeline_pb2.PipelineNode],
+):
+    order = list(compiled)
+    assert sorted(order) == sorted(COMPONENTS)
+    for name, node in compiled.items():
+        assert all(order.index(upstream) < order.index(name) for upstream in node.upstream_nodes)
+
+
+@pytest.mark.parametrize(
+    ("component", "upstream"),
+    [
+        ("ExampleGen", []),
+        ("SchemaGen", []),
+        ("StatisticsGen", ["ExampleGen", "SchemaGen"]),
+        ("ExampleValidator", ["SchemaGen", "StatisticsGen"]),
+        ("DataGate", ["ExampleValidator", "StatisticsGen"]),
+        ("Transform", ["DataGate", "ExampleGen", "SchemaGen"]),
+        ("Trainer", ["ExampleGen", "SchemaGen", "Transform"]),
+        ("Baseline", ["Trainer"]),
+        ("Evaluator", ["Baseline", "ExampleGen", "Trainer"]),
+        ("Pusher", ["Evaluator", "Trainer"]),
+    ],
+)
+def test_edges(compiled: dict[str, pipeline_pb2.PipelineNode], component: str, upstream: list[str]):
+    assert sorted(compiled[component].upstream_nodes) == upstream
+
+
+def test_no_resolver_which_kubeflow_pipelines_could_not_run(
+    compiled: dict[str, pipeline_pb2.PipelineNode],
+):
+    kinds = {node.node_info.type.name for node in compiled.values()}
+    assert len(kinds) == len(COMPONENTS)
+    assert not [kind for kind in kinds if "resolver" in kind.lower() or "importer" in kind.lower()]
+
+
+def test_transform_analyses_the_training_split_alone_and_materialises_nothing(
+    components: dict[str, Any],
+):
+    properties = components["Transform"].exec_properties
+    splits = json_format.Parse(properties["splits_config"], transform_pb2.SplitsConfig())
+    assert list(splits.analyze) == ["train"]
+    assert list(splits.transform) == []
+    assert "transformed_examples" not in components["Transform"].outputs
+
+
+def test_trainer_sees_train_and_validation_and_evaluator_test_alone(components: dict[str, Any]):
+    properties = components["Trainer"].exec_properties
+    assert json.loads(properties["train_args"])["splits"] == ["train"]
+    assert json.loads(properties["eval_args"])["splits"] == ["validation"]
+    splits = json_utils.loads(components["Evaluator"].exec_properties["example_splits"])
+    assert splits == ["test"]
+
+
+def test_settings_reach_their_components(components: dict[str, Any]):
+    example_gen = components["ExampleGen"].exec_properties
+    assert example_gen["input_base"] == "/data"
+    assert example_gen["dataset_name"] == "cifar-100"
+    assert example_gen["content_fingerprint"] == "f00d"
+    assert example_gen["limit"] == 1000
+    preset = get_preset("notebook")
+    assert json_utils.loads(components["Trainer"].exec_properties["custom_config"]) == {
+        "preset": "notebook",
+        "epochs": 3,
+        "batch_size": 64,
+        "learning_rate": preset.learning_rate,
+        "weight_decay": preset.weight_decay,
+        "seed": 7,
+        "checkpoint_dir": "/checkpoints",
+        "code": "code-of-training",
+    }
+    assert json_utils.loads(components["Transform"].exec_properties["custom_config"]) == {
+        "code": "code-of-preprocessing"
+    }
+    assert components["Baseline"].exec_properties["serving_dir"] == "/serving/vit"
+    destination = json.loads(components["Pusher"].exec_properties["push_destination"])
+    assert destination == {"filesystem": {"base_directory": "/serving/vit"}}
+    gate = components["DataGate"].exec_properties
+    assert json_utils.loads(gate["expected_splits"]) == ["train", "validation", "test"]
+    assert json_utils.loads(gate["byte_lengths"]) == {"image": 3072}
+
+
+def test_same_arguments_compile_to_the_same_pipeline():
+    # As dictionaries: the executors are in a packed map, whose bytes have no fixed order.
+    first, second = (json_format.MessageToDict(Compiler().compile(build())) for _ in range(2))
+    assert set(first["deploymentConfig"]["executorSpecs"]) == set(COMPONENTS)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ({"preprocessing_code": "other"}, {"Transform"}),
+        ({"training_code": "other"}, {"Trainer"}),
+        ({"seed": 8}, {"Trainer"}),
+        ({"preset": get_preset("notebook")}, {"Trainer"}),
+        ({"data": DataSource(folder="/data", name="cifar-100", fingerprint="b")}, {"ExampleGen"}),
+        ({"gate": Gate(min_top_1_accuracy=0.9, min_top_5_accuracy=0.9)}, {"Evaluator"}),
+        ({"serving_dir": "/elsewhere"}, {"Baseline", "Pusher"}),
+    ],
+)
+def test_a_setting_changes_the_cache_key_of_its_components_alone(
+    compiled: dict[str, pipeline_pb2.PipelineNode], change: dict[str, Any], changed: set[str]
+):
+    others = nodes(build(**change))
+    assert {
+        name for name, node in compiled.items() if node.parameters != others[name].parameters
+    } == changed
+
+
+def test_schema_describes_the_three_features():
+    schema = tfdv.load_schema_text(SCHEMA_FILE)
+    assert [feature.name for feature in schema.feature] == ["image", "fine_label", "coarse_label"]
+    domains = [(feature.int_domain.min, feature.int_domain.max) for feature in schema.feature[1:]]
+    assert domains == [(0, 99), (0, 19)]
+    # All are dense: Transform and Trainer get tensors without missing values.
+    assert all(feature.HasField("shape") for feature in schema.feature)
+
+
+def test_thresholds_hold_for_the_whole_split_only():
+    config = evaluation_config(
+        Gate(min_top_1_accuracy=0.25, min_top_5_accuracy=0.5, max_accuracy_drop=0.02)
+    )
+    bounds = {}
+    for metric in config.metrics_specs[0].metrics:
+        assert not metric.HasField("threshold")
+        for threshold in metric.per_slice_thresholds:
+            (slicing,) = threshold.slicing_specs
+            assert not slicing.feature_keys and not slicing.feature_values
+            bounds[json.loads(metric.config)["name"]] = (
+                threshold.threshold.value_threshold.lower_bound.value,
+                threshold.threshold.change_threshold.absolute.value,
+            )
+    assert bounds == {"top_1_accuracy": (0.25, -0.02), "top_5_accuracy": (0.5, -0.02)}

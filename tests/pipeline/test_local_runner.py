@@ -1,0 +1,125 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import PipelineConfig
+from pipeline.local_runner import available_cpus, choose_training_length
+from pipeline.run_history import LockHolder, exclusive_run, lock_holder
+
+MODULE = "pipeline.local_runner"
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "cpus", "epochs", "text"),
+    [
+        (None, 0, 2, 1, "1 epoch (no GPU, 2 CPU cores): A SHORT RUN, the preset's own length is"),
+        (None, 0, 16, 4, "4 epochs (no GPU, 16 CPU cores): A SHORT RUN"),
+        (None, 0, 96, 20, "20 epochs (no GPU, 96 CPU cores)"),
+        (None, 1, 2, 20, "20 epochs (1 GPU)"),
+        (None, 4, 2, 20, "20 epochs (4 GPUs)"),
+        (20, 0, 2, 20, "20 epochs (no GPU, 2 CPU cores)"),
+        (1, 1, 2, 1, "1 epoch (1 GPU)"),
+    ],
+)
+def test_the_training_length_fits_the_machine(
+    given: int | None, gpus: int, cpus: int, epochs: int, text: str
+):
+    preset, why = choose_training_length(PipelineConfig(epochs=given), gpus=gpus, cpus=cpus)
+    assert preset.epochs == epochs
+    assert why.startswith(text)
+    assert ("SHORT" in why) == (given is None and epochs < 20)
+
+
+def test_cores_are_those_that_the_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert available_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert 1 <= available_cpus() <= len(allowed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--data", "no/such/archive.tar.gz"], 1, "no/such/archive.tar.gz"),
+        (["--preset", "huge"], 2, "Unknown preset 'huge': choose one of notebook, tiny"),
+        (["--batch_size", "0"], 2, "--batch_size is 0: it must be 1 or more."),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(run_module, tmp_path, flags, code, message):
+    result = run_module(MODULE, *flags, "--work_dir", tmp_path / "work")
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(run_module, tmp_path, synthetic_folder):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("not a folder")
+    result = run_module(MODULE, "--data", synthetic_folder, "--work_dir", in_the_way)
+    assert result.returncode == 1
+    assert f"cannot write to {in_the_way}" in result.stderr
+    assert "Choose another --work_dir" in result.stderr
+    assert in_the_way.read_text() == "not a folder"
+
+
+def test_a_truncated_data_file_is_refused_before_anything_runs(
+    run_module, tmp_path, synthetic_folder
+):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for file in synthetic_folder.iterdir():
+        content = file.read_bytes()
+        (folder / file.name).write_bytes(content[:-5] if file.name == "test.bin" else content)
+    result = run_module(MODULE, "--data", folder, "--work_dir", tmp_path / "work")
+    assert result.returncode == 1
+    assert "test.bin" in result.stderr and "3,074" in result.stderr
+    assert not (tmp_path / "work").exists()
+
+
+_HOLD = """
+import sys, time
+from pipeline.run_history import exclusive_run
+with exclusive_run(sys.argv[1], "the run"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_on_the_same_pipeline_is_refused(run_module, tmp_path, synthetic_folder):
+    root = PipelineConfig(work_dir=str(tmp_path)).pipeline_root
+    assert lock_holder(root) is None
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, root], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert lock_holder(root) == LockHolder(holder.pid, "the run")
+        result = run_module(
+            MODULE, "--data", synthetic_folder, "--work_dir", tmp_path, "--preset", "tiny"
+        )
+        assert result.returncode == 1
+        assert f"is running already (process {holder.pid})" in result.stderr
+        assert "--pipeline_name" in result.stderr
+        assert not (Path(root) / "ExampleGen").exists()
+    finally:
+        holder.kill()
+        holder.wait()
+    # Killed without a chance to clean up, and yet nothing is left locked.
+    assert lock_holder(root) is None
+    with exclusive_run(root):
+        assert lock_holder(root) == LockHolder(os.getpid(), "")
+
+
+def test_help_is_quick(run_module):
+    began = time.monotonic()
+    result = run_module(MODULE, "--help")
+    assert result.returncode == 0 and "--preset" in result.stdout
+    assert time.monotonic() - began < 15  # importing TensorFlow and TFX takes longer than that

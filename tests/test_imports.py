@@ -1,0 +1,87 @@
+"""What a module pulls in, each in a process of its own: importing TFX takes 10 s and more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TFX = ("tfx", "apache_beam", "ml_metadata")
+TENSORFLOW = ("tensorflow", "keras", *TFX)
+
+PROGRAM = """
+import importlib, json, runpy, sys
+kind, *names = json.loads(sys.argv.pop())
+if kind == "import":
+    for name in names:
+        importlib.import_module(name)
+else:
+    sys.argv[:] = names
+    try:
+        runpy.run_module(names[0], run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code, stop.code
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def imported(*what: str) -> list[str]:
+    """Top-level modules in a process after `import`ing modules or `run`ning one with arguments."""
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(what)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def modules(folder: str) -> list[str]:
+    """Every module of a folder."""
+    paths = (ROOT / folder).rglob("*.py")
+    return [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in paths
+        if path.name != "__init__.py"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "present", "absent"),
+    [
+        pytest.param(modules("components/dataset"), "numpy", TENSORFLOW, id="components.dataset"),
+        pytest.param(["pipeline.config"], "trainer", TENSORFLOW, id="pipeline.config"),
+        pytest.param(["pipeline.local_runner"], "pipeline", TENSORFLOW, id="pipeline.local_runner"),
+        # TensorFlow only when it classifies, so that errors in the arguments come at once.
+        pytest.param(["serving.predict"], "serving", (*TENSORFLOW, "trainer"), id="serving"),
+        pytest.param(
+            [f"trainer.{name}" for name in ("model", "layers", "augment", "schedule", "presets")],
+            "keras",
+            TFX,
+            id="model",
+        ),
+        # Not even trainer.run, which TFX calls.
+        pytest.param(modules("trainer"), "tensorflow_transform", ("tfx",), id="trainer"),
+    ],
+)
+def test_imports(names: list[str], present: str, absent: tuple[str, ...]):
+    assert len(names) >= 1
+    found = imported("import", *names)
+    assert present in found
+    assert [name for name in absent if name in found] == []
+
+
+@pytest.mark.parametrize("module", ["pipeline.local_runner", "serving.predict"])
+def test_help_is_at_hand(module: str):
+    began = time.monotonic()
+    found = imported("run", module, "--help")
+    assert [name for name in TENSORFLOW if name in found] == []
+    # A second or less; TensorFlow alone takes several, even on a fast machine.
+    assert time.monotonic() - began < 10
