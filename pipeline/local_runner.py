@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NoReturn
 
 from pipeline import config as pipeline_config
 from pipeline import console
+from pipeline.interruption import interruptible
 from trainer.presets import Preset
 
 ARGUMENTS_VARIABLE = "VIT_PIPELINE_ARGS"
@@ -34,11 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:
         arguments = sys.argv[1:] or shlex.split(os.environ.get(ARGUMENTS_VARIABLE, ""))
     config = pipeline_config.parse_args(arguments).absolute()
-    # A termination is an interruption too: it says how to go on, and works where a shell has made
-    # the process ignore Ctrl-C, as in the background.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _run(config)
+        with interruptible():
+            _run(config)
     except KeyboardInterrupt:
         print(
             "\ninterrupted; the same command goes on from the last finished component, and "
