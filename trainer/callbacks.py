@@ -19,6 +19,10 @@ _SECONDS_PER_LINE = 30.0
 _DRAWS_PER_EPOCH = 1 << 20
 
 
+class CheckpointError(RuntimeError):
+    """What a training continues from could not be written."""
+
+
 class HistoryFile(keras.callbacks.Callback):
     """Keeps the metrics of every finished epoch in a file, also of those before an interruption.
 
@@ -32,15 +36,18 @@ class HistoryFile(keras.callbacks.Callback):
         self.epochs: list[dict[str, float]] = []
         self._epoch_began = 0.0
 
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Reads the earlier epochs; their number is what a restored checkpoint counts."""
-        if tf.io.gfile.exists(self._path):
-            with tf.io.gfile.GFile(self._path) as file:
-                self.epochs = json.loads(file.read())
+    def restore(self, finished: int) -> None:
+        """Reads the epochs before an interruption.
+
+        Args:
+          finished: How many the restored checkpoint counts. Of an epoch after those the metrics
+            may have been written and the checkpoint not: it will be trained again.
+        """
+        with tf.io.gfile.GFile(self._path) as file:
+            self.epochs = json.loads(file.read())[:finished]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Drops epochs that are trained again: their checkpoint had not been written."""
-        del self.epochs[epoch:]
+        """Starts the epoch's clock."""
         self._epoch_began = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -52,6 +59,22 @@ class HistoryFile(keras.callbacks.Callback):
         with tf.io.gfile.GFile(f"{self._path}.partial", "w") as file:
             file.write(json.dumps(self.epochs, indent=1) + "\n")
         tf.io.gfile.rename(f"{self._path}.partial", self._path, overwrite=True)
+
+
+def log_epochs(epochs: list[dict[str, float]], log_dir: str) -> None:
+    """Writes finished epochs where Keras's TensorBoard callback writes those to come.
+
+    Args:
+      epochs: From `HistoryFile`.
+      log_dir: The callback's.
+    """
+    for part, prefix in (("train", ""), ("validation", "val_")):
+        with tf.summary.create_file_writer(f"{log_dir}/{part}").as_default():
+            for metrics in epochs:
+                for name in metrics:
+                    if f"val_{name}" in metrics:
+                        value, step = metrics[prefix + name], int(metrics["epoch"]) - 1
+                        tf.summary.scalar(f"epoch_{name}", value, step=step)
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -85,12 +108,25 @@ class Checkpoint(keras.callbacks.Callback):
         return int(saved[-1].rpartition("-")[2].partition(".")[0])
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Saves, then removes the file of the epoch before."""
-        tf.io.gfile.makedirs(self._folder)
+        """Saves, then removes the file of the epoch before.
+
+        Raises:
+          CheckpointError: The disk is full or not writable; the file of the epoch before is kept.
+        """
         earlier = self._saved()
         partial = f"{self._folder}/partial.weights.h5"
-        self.model.save_weights(partial, overwrite=True)
-        tf.io.gfile.rename(partial, f"{self._folder}/epoch-{epoch + 1:06}.weights.h5")
+        try:
+            tf.io.gfile.makedirs(self._folder)
+            self.model.save_weights(partial, overwrite=True)
+            tf.io.gfile.rename(partial, f"{self._folder}/epoch-{epoch + 1:06}.weights.h5")
+        except (OSError, RuntimeError, tf.errors.OpError) as error:  # h5py raises either
+            if tf.io.gfile.exists(partial):
+                tf.io.gfile.remove(partial)
+            raise CheckpointError(
+                f"the checkpoint of epoch {epoch + 1} could not be written to {self._folder}: "
+                f"{error}. Free space on that disk or make the folder writable, and run again: "
+                f"training goes on after epoch {epoch if earlier else 0}."
+            ) from error
         for path in earlier:
             tf.io.gfile.remove(path)
 

@@ -169,8 +169,8 @@ def _nearest_divisor(number: int, target: int) -> int:
 #   command      make run ARGS="--preset notebook --epochs 20"
 #   expected     validation top-1 / top-5 .137 / .371 after 1 epoch, .325 / .640 after 20 epochs:
 #                the notebook's own figures, on its author's GPU
-#   cost         185 ms per step of 256 images there, 11 minutes in all; on two CPU cores 1.3 s
-#                per step (198 images/s), 4 minutes per epoch of 45,000, and 3.6 GB of memory
+#   cost         185 ms per step of 256 images there, 11 minutes in all; on two CPU cores 1.5 s
+#                per step, 4 to 5 minutes per epoch of 45,000, and 3.6 GB of memory
 # The floors are five and four times chance (.01 / .05): one epoch passes them with room to spare,
 # an untrained model does not.
 _NOTEBOOK = Preset(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -27,8 +28,8 @@ TRAINING_REPORT_FILE = "training.json"
 def run_fn(fn_args: FnArgs) -> None:
     """Trains a preset on the train split and exports it; TFX's Trainer calls this.
 
-    Continues from the last epoch's checkpoint when an earlier run with the same data, transform
-    graph and hyperparameters was interrupted.
+    Continues from the last epoch's checkpoint when an earlier run with the same data,
+    hyperparameters and code was interrupted.
 
     Args:
       fn_args: Of its fields: `train_files`, `eval_files` (the validation split),
@@ -74,13 +75,14 @@ def run_fn(fn_args: FnArgs) -> None:
                 keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top_5_accuracy"),
             ],
         )
-    checkpoints = os.path.join(config["checkpoint_dir"], _run_key(fn_args))
+    checkpoints = os.path.join(config["checkpoint_dir"], _run_key(config, card))
     history = _fit(network, train, validation, preset, fn_args.model_run_dir, checkpoints)
 
     mean, variance = export.channel_statistics(transform_output)
     report = {
         "dataset": card["name"],
         "limit": card["limit"],
+        "subset": card["subset"],
         "train_examples": len(labels),
         "preset": dataclasses.asdict(preset),
         "seed": config["seed"],
@@ -130,8 +132,11 @@ def _fit(
     verbose, progress = callbacks.progress()
     history = callbacks.HistoryFile(f"{checkpoints}/history.json")
     checkpoint = callbacks.Checkpoint(checkpoints)
-    finished = checkpoint.restore(network)
+    with network.distribute_strategy.scope():
+        finished = checkpoint.restore(network)
     if finished:
+        history.restore(finished)
+        callbacks.log_epochs(history.epochs, log_dir)
         print(f"  continuing after epoch {finished}", flush=True)
     network.fit(
         train,
@@ -152,7 +157,10 @@ def _fit(
     return history.epochs
 
 
-def _run_key(fn_args: FnArgs) -> str:
-    """Names the checkpoints of one training: same data and hyperparameters, same name."""
-    what = (fn_args.custom_config, sorted(fn_args.train_files), fn_args.transform_graph_path)
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+def _run_key(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """Names the checkpoints of one training: same data, hyperparameters and code, same name.
+
+    The artifacts' paths do not count, which are new ones in a run without the cache.
+    """
+    what = json.dumps((config, card), sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:16]

@@ -126,7 +126,10 @@ def convert(source: Path, target: Path) -> None:
         labels = _field(source / META_FILE, meta, field)
         if not isinstance(labels, list) or not all(isinstance(x, (bytes, str)) for x in labels):
             raise DataError(f"{source / META_FILE}: {field} is not a list of names")
-        names[field] = tuple(_text(label) for label in labels)
+        try:
+            names[field] = tuple(_text(label) for label in labels)
+        except UnicodeError as error:
+            raise DataError(f"{source / META_FILE}: {field} is not UTF-8 text ({error})") from None
     binary.write_label_names(
         target, LabelNames(names["fine_label_names"], names["coarse_label_names"])
     )
@@ -168,7 +171,9 @@ def _labels(path: Path, content: Mapping[str, Any], name: str) -> npt.NDArray[np
 
 
 def _text(value: object) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    text.encode("utf-8")  # refuses lone surrogates, which could not be written
+    return text
 
 
 def _plain(value: object) -> object:

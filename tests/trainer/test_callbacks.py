@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -76,6 +78,7 @@ def test_history_file_has_every_epoch_once(data: tuple, tmp_path: Path):
     assert [epoch["epoch"] for epoch in before] == [1, 2]
     # Epoch 2 again, as after an interruption between the history and the checkpoint.
     history = callbacks.HistoryFile(str(path))
+    history.restore(1)
     losses = fit(small_model(), data, 4, [history], first=1)
     after = json.loads(path.read_text())
     assert after == history.epochs
@@ -83,6 +86,24 @@ def test_history_file_has_every_epoch_once(data: tuple, tmp_path: Path):
     assert after[0] == before[0]
     np.testing.assert_allclose([epoch["loss"] for epoch in after[1:]], losses, atol=1e-6)
     assert [name.name for name in path.parent.iterdir()] == ["history.json"]
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Files end at 64 KB, as at the end of a disk; this needs no root."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(data: tuple, tmp_path: Path):
+    checkpoint = callbacks.Checkpoint(str(tmp_path / "checkpoint"))
+    message = r"(?s)checkpoint of epoch 1 could not be written to .*Free space .* after epoch 0\."
+    with pytest.raises(callbacks.CheckpointError, match=message):
+        fit(small_model(), data, 1, [checkpoint])
+    assert list((tmp_path / "checkpoint").iterdir()) == []
 
 
 def test_history_file_of_a_training_that_starts_over(data: tuple, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ NAMES = synthetic.LABEL_NAMES.fine[::-1]
 CARD = {
     "name": "synthetic",
     "limit": None,
+    "subset": False,
     "fine_label_names": NAMES,
     "coarse_label_names": ["a", "b"],
     "superclasses": [0, 1] * 50,
@@ -118,8 +120,15 @@ def report(work: Path) -> dict[str, Any]:
     return json.loads((assets / run.TRAINING_REPORT_FILE).read_text())
 
 
-def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{key: epoch[key] for key in epoch if key != "seconds"} for epoch in history]
+def logged_steps(folder: Path) -> dict[str, list[int]]:
+    """Tag -> the steps for which TensorBoard's logs have a value."""
+    steps: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                steps.setdefault(value.tag, []).append(event.step)
+    return steps
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +164,7 @@ def test_training_report(finished: Path, inputs: Inputs):
     assert result == {
         "dataset": "synthetic",
         "limit": None,
+        "subset": False,
         "train_examples": TRAIN,
         "seed": 7,
         "trainable_parameters": 63_172,
@@ -187,13 +197,7 @@ def test_class_names_are_those_of_the_data(finished: Path, inputs: Inputs):
 
 @pytest.mark.parametrize("part", ["train", "validation"])
 def test_tensorboard_logs(finished: Path, part: str):
-    (path,) = (finished / "model_run" / part).glob("events.out.tfevents.*")
-    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
-    events = [tf.compat.v1.Event.FromString(record) for record in records]
-    steps: dict[str, list[int]] = {}
-    for event in events:
-        for value in event.summary.value:
-            steps.setdefault(value.tag, []).append(event.step)
+    steps = logged_steps(finished / "model_run" / part)
     assert {f"epoch_{name}": [0, 1] for name in METRICS}.items() <= steps.items()
 
 
@@ -209,8 +213,9 @@ def test_a_failed_export_does_not_cost_the_training(finished: Path, inputs: Inpu
     (key,) = os.listdir(tmp_path / "checkpoints")
     kept = json.loads((tmp_path / "checkpoints" / key / "history.json").read_text())
     # The same seed, the same numbers; to the tolerance of sums in another order.
-    for ours, theirs in zip(without_times(kept), without_times(report(finished)["history"])):
-        assert ours == pytest.approx(theirs, abs=1e-4)
+    for ours, theirs in zip(kept, report(finished)["history"], strict=True):
+        for name in ("loss", "val_loss"):
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
 
     (tmp_path / "model").unlink()
     # Other hyperparameters do not take up the checkpoint...
@@ -219,8 +224,10 @@ def test_a_failed_export_does_not_cost_the_training(finished: Path, inputs: Inpu
     assert abs(other["history"][0]["loss"] - kept[0]["loss"]) > 1e-3
     assert os.listdir(tmp_path / "checkpoints") == [key]
     # ...and the same ones find nothing left to train.
+    shutil.rmtree(tmp_path / "model_run")  # in a pipeline it is another run's
     result = train(inputs, tmp_path)
     assert result["history"] == kept
+    assert logged_steps(tmp_path / "model_run" / "validation")["epoch_loss"] == [0, 1]
     assert os.listdir(tmp_path / "checkpoints") == []
     served = tf.saved_model.load(str(tmp_path / "model" / "Format-Serving"))
     outputs = served.signatures["serving_default"](tf.constant(inputs.validation_images))
@@ -278,16 +285,22 @@ tf.config.set_logical_device_configuration(
 )
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
-with strategy.scope():
-    {PROGRAM.strip().replace(chr(10), chr(10) + "    ")}
-"""
+from trainer import run
+run._strategy = lambda: strategy  # which takes GPUs alone
+{PROGRAM}"""
 
 
 def test_trains_on_several_devices(inputs: Inputs, finished: Path, tmp_path: Path):
     """Simulated by two halves of the CPU, with which GPUs share all of the code but the kernels."""
+    (tmp_path / "model").write_text("in the way of the folder")
     process = start(MIRRORED, arguments(inputs, tmp_path))
     output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    assert "ExportError" in output, output
+    (tmp_path / "model").unlink()
+    # It continues there, too.
+    process = start(MIRRORED, arguments(inputs, tmp_path))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and "continuing after epoch 2" in output, output
     result, on_one = report(tmp_path), report(finished)
     assert result["trainable_parameters"] == on_one["trainable_parameters"]
     history = result["history"]
