@@ -55,7 +55,7 @@ class PipelineConfig:
         None,
         "model",
         "passes over the training images; default: the preset's on a GPU, on a CPU one for each "
-        "four cores",
+        "four cores, two at least",
         metavar="N",
     )
     batch_size: int | None = _knob(
@@ -200,22 +200,23 @@ class PipelineConfig:
         """Folder of the checkpoints of interrupted trainings."""
         return os.path.join(self.pipeline_root, "checkpoints")
 
-    def resolve_model_name(self, dataset_name: str) -> str:
+    def resolve_model_name(self, dataset_name: str, *, subset: bool = False) -> str:
         """Names the pushed model; models of synthetic data always say so.
 
         Args:
           dataset_name: `cifar-100` or `synthetic`.
+          subset: Whether the data are a part of it, as they also are with `limit`.
         """
-        subset = "_subset" if self.limit else ""
-        name = self.model_name or f"{dataset_name.replace('-', '')}{subset}_vit"
+        part = "_subset" if subset or self.limit else ""
+        name = self.model_name or f"{dataset_name.replace('-', '')}{part}_vit"
         if dataset_name == SYNTHETIC and not name.startswith(SYNTHETIC):
             return f"{SYNTHETIC}_{name}"
         return name
 
-    def model_dir(self, dataset_name: str) -> str:
-        """TF Serving's model base path for models of a data set."""
+    def model_dir(self, dataset_name: str, *, subset: bool = False) -> str:
+        """TF Serving's model base path for models of a data set; see `resolve_model_name`."""
         base = self.serving_dir or os.path.join(self.work_dir, "serving_models")
-        return os.path.join(base, self.resolve_model_name(dataset_name))
+        return os.path.join(base, self.resolve_model_name(dataset_name, subset=subset))
 
     def absolute(self) -> PipelineConfig:
         """The same with absolute paths, which hold wherever a later command is run from."""

@@ -48,12 +48,14 @@ class Dataset:
       name: 'cifar-100' or 'synthetic'; goes into everything made from the data.
       source: Where it came from, for people.
       fingerprint: SHA-256 of the contents, 64 hexadecimal digits.
+      subset: Whether it is CIFAR-100 with fewer records than the official ones.
     """
 
     folder: Path
     name: str
     source: str
     fingerprint: str
+    subset: bool
 
 
 class _Found(NamedTuple):
@@ -263,10 +265,11 @@ def _checked(folder: Path, source: str, report: Callable[[str], None]) -> Datase
     name = SYNTHETIC if set(names.fine) & set(synthetic.LABEL_NAMES.fine) else CIFAR_100
     title = "the synthetic set" if name == SYNTHETIC else "CIFAR-100"
     size = f"{counts.train:,} train and {counts.test:,} test records"
-    if name == CIFAR_100 and counts != _OFFICIAL_COUNTS:
+    subset = name == CIFAR_100 and counts != _OFFICIAL_COUNTS
+    if subset:
         size = f"a subset: {size}"
     report(f"data: {title}, {size}, from {source}")
-    return Dataset(folder, name, source, binary.fingerprint(folder))
+    return Dataset(folder, name, source, binary.fingerprint(folder), subset)
 
 
 def _banner(search_dir: Path, cache: Path, failure: str) -> str:

@@ -15,6 +15,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_component_specs
 
 from components.dataset import format as dataset_format
+from components.dataset.unpacked import CIFAR_100
 from components.example_gen import records
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -133,10 +134,13 @@ class Executor(base_example_gen_executor.BaseExampleGenExecutor):
         examples = artifact_utils.get_single_instance(
             output_dict[standard_component_specs.EXAMPLES_KEY]
         )
+        limit = exec_properties.get(LIMIT_KEY)
         card = {
             "name": exec_properties[DATASET_NAME_KEY],
             FINGERPRINT_KEY: exec_properties[FINGERPRINT_KEY],
-            LIMIT_KEY: exec_properties.get(LIMIT_KEY),
+            LIMIT_KEY: limit,
+            "subset": bool(limit)
+            or (exec_properties[DATASET_NAME_KEY] == CIFAR_100 and not _is_official(folder)),
             **names,
             "superclasses": _superclasses(os.path.join(folder, dataset_format.TRAIN_FILE)),
         }
@@ -144,6 +148,15 @@ class Executor(base_example_gen_executor.BaseExampleGenExecutor):
             file.write(json.dumps(card, indent=1) + "\n")
         for key in (DATASET_NAME_KEY, FINGERPRINT_KEY):
             examples.set_string_custom_property(key, exec_properties[key])
+
+
+def _is_official(folder: str) -> bool:
+    """Whether there are as many records as the data set's author gives out."""
+    counts = [
+        _count_records(os.path.join(folder, file))
+        for file in (dataset_format.TRAIN_FILE, dataset_format.TEST_FILE)
+    ]
+    return counts == [dataset_format.OFFICIAL_TRAIN_RECORDS, dataset_format.OFFICIAL_TEST_RECORDS]
 
 
 def _count_records(path: str) -> int:

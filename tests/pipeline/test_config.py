@@ -100,6 +100,7 @@ def test_a_model_of_synthetic_data_says_so(model_name: str | None, dataset: str,
 
 def test_a_model_of_a_subset_does_not_take_the_place_of_the_real_one():
     assert PipelineConfig(limit=100).resolve_model_name("cifar-100") == "cifar100_subset_vit"
+    assert PipelineConfig().resolve_model_name("cifar-100", subset=True) == "cifar100_subset_vit"
     assert PipelineConfig(limit=100, model_name="m").resolve_model_name("cifar-100") == "m"
 
 

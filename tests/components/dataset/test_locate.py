@@ -126,6 +126,7 @@ def test_every_form_gives_the_same_data(run: Run, forms: Path, data: str):
         expected = (forms / "a/cifar-100-binary" / name).read_bytes()
         assert (dataset.folder / name).read_bytes() == expected
     assert "a subset: 200 train and 100 test records" in run.text
+    assert dataset.subset
     assert ("not byte-identical" in run.text) == (data[0] in "cd")
 
 

@@ -20,10 +20,12 @@ from pipeline.execution import beam_arguments
 Split = tuple[list[bytes], list[int], list[int]]
 
 
-def ingest(folder: Path, output: Path, limit: int | None = None) -> standard_artifacts.Examples:
+def ingest(
+    folder: Path, output: Path, limit: int | None = None, dataset_name: str = "synthetic"
+) -> standard_artifacts.Examples:
     """Runs the executor with the component's own properties, as an orchestrator without drivers."""
     component = Cifar100ExampleGen(
-        str(folder), dataset_name="synthetic", content_fingerprint="f1", limit=limit
+        str(folder), dataset_name=dataset_name, content_fingerprint="f1", limit=limit
     )
     properties: dict[str, Any] = dict(component.exec_properties)
     assert not {"span", "version"} & {key for key, value in properties.items() if value is not None}
@@ -103,10 +105,19 @@ def test_card_carries_the_class_names(folder: Path, examples: standard_artifacts
         "name": "synthetic",
         "content_fingerprint": "f1",
         "limit": None,
+        "subset": False,
         "fine_label_names": list(synthetic.LABEL_NAMES.fine),
         "coarse_label_names": list(synthetic.LABEL_NAMES.coarse),
         "superclasses": [superclass.get(label) for label in range(100)],
     }
+
+
+def test_card_says_when_the_data_are_a_part_of_cifar_100(
+    folder: Path, limited: standard_artifacts.Examples, tmp_path: Path
+):
+    assert json.loads(Path(limited.uri, "dataset.json").read_text())["subset"] is True
+    fewer_records = ingest(folder, tmp_path / "output", dataset_name="cifar-100")
+    assert json.loads(Path(fewer_records.uri, "dataset.json").read_text())["subset"] is True
 
 
 @pytest.fixture(scope="module")
