@@ -24,7 +24,7 @@ ready:
 	@tools/setup.sh --quiet
 
 run: ready ## run the pipeline: data to pushed model (DATA=path or synthetic, ARGS="--help")
-	@$(BIN)/python -m pipeline.local_runner $(if $(DATA),--data "$(DATA)") $(ARGS)
+	@VIT_PIPELINE_ARGS= $(BIN)/python -m pipeline.local_runner $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: lint ## lint, then all tests: the fast ones first, then tests/e2e
 	@$(BIN)/python -m pytest $(FAST_TESTS) $(wildcard tests/e2e)

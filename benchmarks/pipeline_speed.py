@@ -4,7 +4,7 @@
 
 runs the pipeline once, uncached and in a folder of its own, and prints a table and the three
 figures that the project holds itself to on two cores: ExampleGen to Transform in 2.5 minutes
-together, Evaluator in 3 minutes, 4 GiB of memory at the peak.
+together, Evaluator in 3 minutes, 4 GB of memory at the peak.
 """
 
 from __future__ import annotations
@@ -68,17 +68,17 @@ def report(run: Run, samples: list[tuple[float, int]], seconds: float) -> str:
     for component in run.components:
         begin = component.started.timestamp()
         within = [size for at, size in samples if begin <= at <= begin + component.seconds]
-        peak = f"{max(within) / 2**30:10.2f} GiB" if within else f"{'-':>14}"
+        peak = f"{max(within) / 1e9:10.2f} GB" if within else f"{'-':>14}"
         lines.append(f"{component.name:<18}{component.seconds:9.1f}{peak}")
     took = {component.name: component.seconds for component in run.components}
     # Of the largest process, by the system's own account, which no short peak escapes.
-    peak_memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 2**30
+    peak_memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     lines += [
-        f"{'whole process':<18}{seconds:9.1f}{peak_memory:10.2f} GiB",
+        f"{'whole process':<18}{seconds:9.1f}{peak_memory:10.2f} GB",
         "",
         f"ExampleGen to Transform  {sum(took[name] for name in _BEFORE_TRAINING):7.1f} s   (150 s)",
         f"Evaluator                {took['Evaluator']:7.1f} s   (180 s)",
-        f"peak memory              {peak_memory:7.2f} GiB  (4 GiB)",
+        f"peak memory              {peak_memory:7.2f} GB   (4 GB)",
     ]
     return "\n".join(lines)
 

@@ -52,7 +52,7 @@ def build_pipeline(
             min_top_5_accuracy=preset.min_top_5_accuracy,
             max_accuracy_drop=config.max_accuracy_drop,
         ),
-        serving_dir=config.model_dir(dataset.name),
+        serving_dir=config.model_dir(dataset.name, subset=dataset.subset),
         checkpoint_dir=config.checkpoint_dir,
         preprocessing_code=fingerprint.preprocessing_code(),
         training_code=fingerprint.training_code(),
@@ -110,27 +110,39 @@ class Runner(LocalDagRunner):
             pipeline, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
         )
         with exclusive_run(root, run_id):
+            RunHistory(root).remove_leftovers()
             progress = console.follow(self._config.verbosity, len(pipeline.nodes))
             try:
                 super().run_with_ir(pipeline, run_options)
             except Exception as error:
-                path = os.path.join(root, ERROR_FILE)
-                with open(path, "w") as file:
-                    traceback.print_exception(error, file=file)
+                where = _write_traceback(error, os.path.join(root, ERROR_FILE))
                 raise PipelineFailedError(
-                    f"{progress.running or 'the pipeline'} failed: {_describe(error)}\n"
-                    f"(the traceback is in {path})"
+                    f"{progress.running or 'the pipeline'} failed: {_describe(error)}\n({where})"
                 ) from error
             finally:
                 progress.stop()
         try:
             print(summary.summarize(RunHistory(root).run(run_id)))
-        except LookupError as error:  # a part of the pipeline was run
-            print(f"finished; there is no summary, as {error.args[0]}")
+        except summary.NoOutputError as error:  # a part of the pipeline was run
+            print(f"finished; there is no summary, as {error}")
+
+
+def _write_traceback(error: Exception, path: str) -> str:
+    """Writes it, if the disk can take it; says where it is."""
+    try:
+        with open(path, "w") as file:
+            traceback.print_exception(error, file=file)
+    except OSError as failure:
+        return f"the traceback could not be written to {path}: {failure.strerror}"
+    return f"the traceback is in {path}"
 
 
 def _describe(error: Exception) -> str:
-    message = str(error).strip() or "no message"
-    # Our own errors explain themselves; others need their type to be understood.
-    ours = type(error).__module__.partition(".")[0] in ("components", "trainer", "pipeline")
-    return message if ours else f"{type(error).__name__}: {message}"
+    # Our own errors explain themselves; others need their type to be understood. On a full disk,
+    # TFX cannot write down either that a component failed: what it failed of comes before that.
+    cause: BaseException | None = error
+    while cause:
+        if type(cause).__module__.partition(".")[0] in ("components", "trainer", "pipeline"):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__}: {str(error).strip() or 'no message'}"

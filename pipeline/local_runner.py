@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         when interrupted.
     """
     if arguments is None:
-        arguments = sys.argv[1:] or shlex.split(os.environ.get(ARGUMENTS_VARIABLE, ""))
+        arguments = sys.argv[1:] or _arguments_from_environment()
     config = pipeline_config.parse_args(arguments).absolute()
     try:
         with interruptible():
@@ -46,13 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
+def _arguments_from_environment() -> list[str]:
+    value = os.environ.get(ARGUMENTS_VARIABLE, "")
+    try:
+        arguments = shlex.split(value)
+    except ValueError as error:
+        print(f"error: {ARGUMENTS_VARIABLE} is {value!r}: {error}.", file=sys.stderr)
+        raise SystemExit(2) from None
+    if arguments:
+        print(f"flags: {value} (from {ARGUMENTS_VARIABLE})", flush=True)
+    return arguments
+
+
 def _run(config: pipeline_config.PipelineConfig) -> None:
     from components.dataset.format import DataError
     from components.dataset.locate import locate
 
     try:
         dataset = locate(config.data, Path(config.work_dir))
-        _make_folders(config.pipeline_root, config.model_dir(dataset.name))
+        _make_folders(config.pipeline_root, config.model_dir(dataset.name, subset=dataset.subset))
     except (DataError, pipeline_config.ConfigError) as error:
         _fail(error)
 
@@ -72,6 +84,13 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
         execution.Runner(config).run(pipeline)
     except (execution.PipelineFailedError, PipelineBusyError) as error:
         _fail(error)
+    except OSError as error:  # ours, outside of any component
+        _fail(
+            pipeline_config.ConfigError(
+                f"cannot write to {error.filename or config.pipeline_root}: {error.strerror}. Free "
+                "space on that disk, make it writable, or choose another --work_dir."
+            )
+        )
 
 
 def choose_training_length(
@@ -91,9 +110,9 @@ def choose_training_length(
     device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"no GPU, {cpus} CPU cores"
     if config.epochs or gpus:
         return config.resolve_preset(), f"{_epochs(full)} ({device})"
-    # An epoch of the notebook preset takes four to seven minutes on two cores, and more cores help
+    # An epoch of the notebook preset takes four to six minutes on two cores, and more cores help
     # less and less: this keeps a run to about a quarter of an hour in all.
-    epochs = min(full, max(1, cpus // 4))
+    epochs = min(full, max(2, cpus // 4))
     why = f"{_epochs(epochs)} ({device})"
     if epochs < full:
         why += f": A SHORT RUN, the preset's own length is {full} (--epochs {full})"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ _STATES = {
     metadata_store_pb2.Execution.FAILED: "FAILED",
     metadata_store_pb2.Execution.CANCELED: "CANCELED",
 }
+_FINISHED = (metadata_store_pb2.Execution.COMPLETE, metadata_store_pb2.Execution.CACHED)
 _RUNNING, _INTERRUPTED = "RUNNING", "INTERRUPTED"
 # The last component of the graph: a run is complete when it is.
 _LAST_COMPONENT = "Pusher"
@@ -165,6 +168,20 @@ class RunHistory:
             context.custom_properties[_DELETED_PROPERTY].int_value = 1
             self._store.put_contexts([context])
             return len(removed)
+
+    def remove_leftovers(self) -> None:
+        """Removes what components that were interrupted or killed have left half-written.
+
+        TFX removes the outputs of a component that fails, and no component reads those of one that
+        did not finish. To be called by whoever holds the pipeline.
+        """
+        if self._store is None:
+            return
+        for execution in self._store.get_executions():
+            if execution.last_known_state not in _FINISHED:
+                node = glob.escape(os.path.join(self._root, self._node_of(execution)))
+                for folder in glob.glob(f"{node}/*/{execution.id}"):
+                    shutil.rmtree(folder)
 
     def _run(self, context: metadata_store_pb2.Context, running: bool) -> Run:
         assert self._store is not None

@@ -19,6 +19,10 @@ _Slice = tuple[str, "int | None"]
 _Metrics = dict[str, float]
 
 
+class NoOutputError(LookupError):
+    """The run has not produced what a summary tells."""
+
+
 def summarize(run: Run) -> str:
     """Describes a finished run: accuracy, blessing and why, the pushed model, what to do next.
 
@@ -41,7 +45,7 @@ def summarize(run: Run) -> str:
     lines += ["", *_next_lines(run, training)]
     lines += ["", f"time: {_times(run)}"]
     name = "synthetic data" if synthetic else "CIFAR-100"
-    if training["limit"]:
+    if training["subset"]:
         name = f"a subset of {name}"
     return box(f"Summary: preset {training['preset']['name']} on {name}", lines)
 
@@ -118,11 +122,11 @@ def _push_lines(run: Run, evaluation_uri: str) -> list[str]:
     destination = pushed["pushed_destination"].string_value
     lines = ["BLESSED: reached every threshold"]
     if os.path.exists(destination):
-        return [*lines, f"pushed to {destination}"]
+        return [*lines, f"pushed to {_short(destination)}"]
     copy = _output(run, "Pusher", "pushed_model").uri
     return [
         *lines,
-        f"pushed earlier to {destination}, which was removed since",
+        f"pushed earlier to {_short(destination)}, which was removed since",
         f"(to push it again: rm -r {_short(copy)} and the same command)",
     ]
 
@@ -183,7 +187,7 @@ def _short(path: str) -> str:
 def _output(run: Run, component: str, key: str) -> metadata_store_pb2.Artifact:
     artifact = run.output(component, key)
     if artifact is None:
-        raise LookupError(f"run {run.run_id} has no output {key!r} of {component}")
+        raise NoOutputError(f"run {run.run_id} has no output {key!r} of {component}")
     return artifact
 
 

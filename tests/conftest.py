@@ -12,6 +12,9 @@ import pytest
 
 from components.dataset import synthetic
 
+# Servers of these tests are on this machine, whatever proxy leads to others.
+os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1,localhost"]))
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -80,8 +79,5 @@ def test_imports(names: list[str], present: str, absent: tuple[str, ...]):
 
 @pytest.mark.parametrize("module", ["pipeline.local_runner", "serving.predict"])
 def test_help_is_at_hand(module: str):
-    began = time.monotonic()
     found = imported("run", module, "--help")
     assert [name for name in TENSORFLOW if name in found] == []
-    # A second or less; TensorFlow alone takes several, even on a fast machine.
-    assert time.monotonic() - began < 10

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -226,21 +227,32 @@ def test_a_model_worse_than_the_baseline_is_not_pushed(project: Project):
     assert project.versions() == before
 
 
-def test_run_terminate_interrupts_training_and_the_next_run_continues_it(project: Project):
-    flags = "--epochs 40 --seed 3 --max_accuracy_drop 1"
-    with project.start(flags) as process:
+def test_run_terminate_interrupts_a_training(project: Project):
+    # Longer than it takes the command to start.
+    with project.start("--epochs 100000") as process:
         run_id = _wait_for_epoch(project, process)
         terminated = project.tfx("run", "terminate", "--run_id", run_id)
         assert terminated.returncode == 0, terminated.stderr
         assert f"Run {run_id} interrupted." in terminated.stdout
         assert process.wait(60) == 130
+        assert process.stderr is not None and "goes on from" in process.stderr.read()
     status = project.tfx("run", "status", "--pipeline_name", "vit", "--run_id", run_id).stdout
     assert f"{run_id}: INTERRUPTED" in status
     assert re.search(r"Trainer +\| INTERRUPTED", status)
-    result = project.run(flags)
+
+
+def test_an_interrupted_training_continues(project: Project):
+    flags = "--epochs 40 --seed 3 --max_accuracy_drop 1"
+    with project.start(flags) as process:
+        _wait_for_epoch(project, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    leftover = max((project.root / "Trainer" / "model_run").iterdir(), key=lambda x: int(x.name))
+    result = project.run(f"{flags} --no_cache")
     assert result.returncode == 0, result.stderr
     assert "epoch 1/40" not in result.stdout and "epoch 40/40" in result.stdout
     assert "40 epochs" in result.stdout
+    assert not leftover.exists()
 
 
 def test_changed_data_run_again_and_a_limit_is_balanced(project: Project):

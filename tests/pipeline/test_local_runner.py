@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ MODULE = "pipeline.local_runner"
 @pytest.mark.parametrize(
     ("given", "gpus", "cpus", "epochs", "text"),
     [
-        (None, 0, 2, 1, "1 epoch (no GPU, 2 CPU cores): A SHORT RUN, the preset's own length is"),
+        (None, 0, 2, 2, "2 epochs (no GPU, 2 CPU cores): A SHORT RUN, the preset's own length is"),
         (None, 0, 16, 4, "4 epochs (no GPU, 16 CPU cores): A SHORT RUN"),
         (None, 0, 96, 20, "20 epochs (no GPU, 96 CPU cores)"),
         (None, 1, 2, 20, "20 epochs (1 GPU)"),
@@ -118,8 +117,12 @@ def test_a_second_run_on_the_same_pipeline_is_refused(run_module, tmp_path, synt
         assert lock_holder(root) == LockHolder(os.getpid(), "")
 
 
-def test_help_is_quick(run_module):
-    began = time.monotonic()
-    result = run_module(MODULE, "--help")
-    assert result.returncode == 0 and "--preset" in result.stdout
-    assert time.monotonic() - began < 15  # importing TensorFlow and TFX takes longer than that
+def test_flags_from_the_environment_are_shown_and_those_of_the_command_line_win(run_module):
+    environment = {"VIT_PIPELINE_ARGS": "--batch_size 0"}
+    result = run_module(MODULE, env=environment)
+    assert result.returncode == 2 and "--batch_size is 0" in result.stderr
+    assert result.stdout == "flags: --batch_size 0 (from VIT_PIPELINE_ARGS)\n"
+    result = run_module(MODULE, "--epochs", "0", env=environment)
+    assert result.returncode == 2 and "--epochs is 0" in result.stderr and not result.stdout
+    result = run_module(MODULE, env={"VIT_PIPELINE_ARGS": "--data 'open"})
+    assert result.returncode == 2 and "No closing quotation" in result.stderr
