@@ -22,6 +22,7 @@ setup(
     ),
     package_data={
         "pipeline": ["schema/*.pbtxt"],
+        "serving": ["config/*.config"],
     },
     entry_points={
         "console_scripts": [
