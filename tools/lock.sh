@@ -4,7 +4,8 @@
 # Needs uv (the project's own .venv has one) and a package index; which Pythons are installed does not matter, because
 # uv resolves for the version and platform named here. Versions already locked are kept where the .in files still
 # allow them; `make lock UPGRADE=1` takes the newest allowed ones, `make lock UPGRADE=NAME` those of one package.
-# The -gpu files hold only what `tensorflow[and-cuda]` adds to the file beside them.
+# The -gpu files hold only what `tensorflow[and-cuda]` adds to the file beside them; the -tools files name the packages
+# in it that are there for tests and lint alone, and that the container image leaves out.
 set -eu
 cd "$(dirname "$0")/../requirements"
 
@@ -28,14 +29,25 @@ compile() { # compile PYTHON PLATFORM OUTPUT ARGUMENT...
         --generate-hashes --no-emit-index-url --custom-compile-command "make lock" $upgrade -o "$output"
 }
 
+names() { # names FILE: the packages in a lock file, one a line
+    sed -n 's/^\([A-Za-z0-9._-]*\).*==.*/\1/p' "$1"
+}
+
 lock() { # lock LINE PYTHON PLATFORM
     base=$1-py$(echo "$2" | tr -d .).txt
-    gpu=${base%.txt}-gpu.txt
-    compile "$2" "$3" "$base" "$1.in" common.in
+    gpu=${base%.txt}-gpu.txt tools=${base%.txt}-tools.txt
+    compile "$2" "$3" "$base" "$1.in" common.in tools.in
     # shellcheck disable=SC2046  # one option for each name in the base file
     compile "$2" "$3" "$gpu" gpu.in -c "$base" \
-        $(sed -n 's/^\([A-Za-z0-9._-]*\).*==.*/--no-emit-package \1/p' "$base")
+        $(names "$base" | sed 's/^/--no-emit-package /')
     sed -i '/^# The following packages were excluded/,$d' "$gpu"
+    compile "$2" "$3" run.tmp "$1.in" common.in -c "$base"
+    {
+        echo "# Not in the container image, though in $base: made by \`make lock\`."
+        names "$base" | sort >all.tmp
+        names run.tmp | sort | comm -23 all.tmp -
+    } >"$tools"
+    rm run.tmp all.tmp
     echo "requirements/$base: $(grep -c '==' "$base") packages; with GPU=1 $(grep -c '==' "$gpu") more"
 }
 

@@ -90,6 +90,17 @@ def test_the_gpu_files_add_cuda_and_repeat_nothing(stem: str) -> None:
     assert not set(added) & set(pins(stem))
 
 
+@pytest.mark.parametrize("stem", LOCKS.values())
+def test_the_image_leaves_out_tools_and_nothing_that_is_required(
+    stem: str, distribution: setuptools.Distribution
+) -> None:
+    lines = (ROOT / "requirements" / f"{stem}-tools.txt").read_text().splitlines()
+    tools = {canonicalize_name(line) for line in lines if not line.startswith("#")}
+    assert {"pytest", "ruff", "mypy", "jax", "uv"} <= tools < set(pins(stem))
+    required = [*distribution.install_requires, *distribution.extras_require["kubeflow"]]
+    assert not tools & {canonicalize_name(Requirement(text).name) for text in required}
+
+
 def test_the_python_range_is_that_of_the_lock_files(
     distribution: setuptools.Distribution,
 ) -> None:
