@@ -28,6 +28,7 @@ setup(
         "console_scripts": [
             "vit-pipeline = pipeline.local_runner:main",
             "vit-predict = serving.predict:main",
+            "vit-server = serving.server.__main__:main",
             # TFX's own command line, which cannot list, show or delete local runs, and can here.
             "tfx = pipeline.tfx_cli:main",
         ]

@@ -61,6 +61,12 @@ def modules(folder: str) -> list[str]:
         # TensorFlow only when it classifies, so that errors in the arguments come at once.
         pytest.param(["serving.predict"], "serving", (*TENSORFLOW, "trainer"), id="serving"),
         pytest.param(
+            ["serving.server.lifecycle", "serving.server.__main__"],
+            "tensorflow",
+            (*TFX, "trainer"),
+            id="server",
+        ),
+        pytest.param(
             [f"trainer.{name}" for name in ("model", "layers", "augment", "schedule", "presets")],
             "keras",
             TFX,
@@ -77,7 +83,7 @@ def test_imports(names: list[str], present: str, absent: tuple[str, ...]):
     assert [name for name in absent if name in found] == []
 
 
-@pytest.mark.parametrize("module", ["pipeline.local_runner", "serving.predict"])
+@pytest.mark.parametrize("module", ["pipeline.local_runner", "serving.predict", "serving.server"])
 def test_help_is_at_hand(module: str):
     found = imported("run", module, "--help")
     assert [name for name in TENSORFLOW if name in found] == []

@@ -1,0 +1,43 @@
+"""What a request can be answered with instead of a prediction."""
+
+from __future__ import annotations
+
+import grpc
+
+# gRPC carries a status message in a header, which has to stay small; TF Serving cuts at this, too.
+_MESSAGE_LIMIT = 1024
+
+
+class RequestError(Exception):
+    """A request that is refused or failed.
+
+    Attributes:
+      code: A canonical status code, a member of grpc.StatusCode.
+      message: What was wrong, as TF Serving says it where it has a message for it.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str):
+        super().__init__(message)
+        self.code = code
+        self.message = (
+            message if len(message) <= _MESSAGE_LIMIT else f"{message[:_MESSAGE_LIMIT]}...TRUNCATED"
+        )
+
+
+def invalid_argument(message: str) -> RequestError:
+    """The request itself is wrong: sent again it fails again."""
+    return RequestError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def resource_exhausted(message: str) -> RequestError:
+    """A bound of this server is reached: sent again later it may pass."""
+    return RequestError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+
+
+def deadline_exceeded(message: str) -> RequestError:
+    """The client's deadline has passed, nobody waits for the answer."""
+    return RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+
+
+# By the numbers of google.rpc.Code, which TensorFlow's errors carry.
+CODES = {code.value[0]: code for code in grpc.StatusCode}

@@ -1,0 +1,180 @@
+"""TF Serving's gRPC services, health and reflection."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serving.server.errors import RequestError, resource_exhausted
+from serving.server.predictor import Predictor
+
+_log = logging.getLogger(__name__)
+
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+# TF Serving's health service knows them without their package; the empty name is the server.
+_HEALTH_NAMES = ("", PREDICTION_SERVICE, MODEL_SERVICE, "PredictionService", "ModelService")
+
+T = TypeVar("T")
+
+
+class Admission:
+    """Bounds how many predictions are worked on at a time, whatever protocol they came by."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._free = threading.Semaphore(limit)
+
+    def __enter__(self) -> None:
+        if not self._free.acquire(blocking=False):
+            raise resource_exhausted(
+                f"{self._limit} requests are being answered already (--max_concurrent_requests)"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._free.release()
+
+
+def _answer(context: grpc.ServicerContext, function: Callable[[], T]) -> T:
+    """Calls a function and turns what it raises into a status."""
+    try:
+        return function()
+    except RequestError as error:
+        code, message = error.code, error.message
+    except Exception:
+        _log.exception("a request failed")
+        code, message = grpc.StatusCode.INTERNAL, "internal error, see the server's log"
+    context.abort(code, message)
+    raise AssertionError("abort raises")
+
+
+class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Classify, Regress and MultiInference stay UNIMPLEMENTED: models here have no such methods."""
+
+    def __init__(self, predictor: Predictor, admission: Admission):
+        self._predictor = predictor
+        self._admission = admission
+
+    def Predict(
+        self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
+    ) -> predict_pb2.PredictResponse:
+        """Answers from a model."""
+
+        def predict() -> predict_pb2.PredictResponse:
+            remaining = context.time_remaining()
+            deadline = math.inf if remaining is None else time.monotonic() + remaining
+            with self._admission:
+                return self._predictor.predict(request, deadline, context.is_active)
+
+        return _answer(context, predict)
+
+    def GetModelMetadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        """Tells a model's signatures."""
+        return _answer(context, lambda: self._predictor.metadata(request))
+
+
+class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    def __init__(self, predictor: Predictor):
+        self._predictor = predictor
+
+    def GetModelStatus(
+        self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
+    ) -> get_model_status_pb2.GetModelStatusResponse:
+        """Tells the states of a model's versions."""
+        return _answer(context, lambda: self._predictor.status(request))
+
+
+class GrpcServer:
+    """The gRPC server; every RPC has a thread, and RPCs beyond the threads are refused."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        admission: Admission,
+        *,
+        threads: int,
+        max_message_bytes: int,
+        arguments: Sequence[tuple[str, Any]] = (),
+    ):
+        """Sets up.
+
+        Args:
+          predictor: Answers.
+          admission: Bounds predictions.
+          threads: RPCs of any kind at a time.
+          max_message_bytes: Of a request.
+          arguments: gRPC's channel arguments.
+        """
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(threads, thread_name_prefix="rpc"),
+            maximum_concurrent_rpcs=threads,
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # A second server on the same port is a mistake, not a way to share it.
+                ("grpc.so_reuseport", 0),
+                *arguments,
+            ],
+        )
+        self._health = health.HealthServicer()
+        self.show_health(False)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+            _PredictionService(predictor, admission), self._server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            _ModelService(predictor), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (PREDICTION_SERVICE, MODEL_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            self._server,
+        )
+
+    def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> None:
+        """Takes a port.
+
+        Raises:
+          OSError: It is taken, or the address is not this machine's.
+        """
+        try:
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        if not port:  # How older versions of gRPC tell
+            raise OSError(f"{address} cannot be listened on")
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._server.start()
+
+    def show_health(self, is_serving: bool) -> None:
+        """Tells clients of the health service whether to send requests."""
+        status = health_pb2.HealthCheckResponse
+        for name in _HEALTH_NAMES:
+            self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
+
+    def drain(self, seconds: float) -> None:
+        """Refuses new RPCs and waits for the accepted ones, which are cut off after a while."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(seconds).wait()

@@ -1,0 +1,263 @@
+"""Request to response, whatever protocol it came by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import grpc
+import numpy as np
+from tensorflow.core.framework import types_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    predict_pb2,
+)
+
+from serving.server import images, tensors
+from serving.server.errors import RequestError, deadline_exceeded, invalid_argument
+from serving.server.manager import Manager
+from serving.server.servable import Arrays, Servable, Signature
+
+_DEFAULT_SIGNATURE = "serving_default"
+_SIGNATURE_DEF = "signature_def"
+
+
+class Limits(NamedTuple):
+    """What one request may take.
+
+    Attributes:
+      tensor_bytes: Of an input once it is unpacked.
+      image_pixels: Of one encoded image.
+    """
+
+    tensor_bytes: int
+    image_pixels: int
+
+
+class Call(NamedTuple):
+    """A request of which everything has been checked that can be without running it.
+
+    Attributes:
+      servable: Who answers.
+      signature: One of the servable's.
+      inputs: An array for each input of the signature.
+      outputs: Names of the requested outputs, in order.
+      deadline: time.monotonic() after which nobody waits for the answer any more.
+      is_wanted: Whether the client is still there.
+    """
+
+    servable: Servable
+    signature: Signature
+    inputs: Arrays
+    outputs: tuple[str, ...]
+    deadline: float = float("inf")
+    is_wanted: Callable[[], bool] = lambda: True
+
+
+def run(call: Call) -> Arrays:
+    """Runs a call by itself.
+
+    Raises:
+      RequestError: The graph failed, or it is too late.
+    """
+    if time.monotonic() >= call.deadline:
+        raise deadline_exceeded("the deadline passed before the request was run")
+    return call.servable.run(call.signature, call.inputs, call.outputs)
+
+
+class Predictor:
+    """Answers the requests of both protocols."""
+
+    def __init__(self, manager: Manager, limits: Limits, run: Callable[[Call], Arrays] = run):
+        """Sets up.
+
+        Args:
+          manager: Has the models.
+          limits: Of one request.
+          run: Runs a call, by itself or with others.
+        """
+        self.manager = manager
+        self._limits = limits
+        self._run = run
+
+    def predict(
+        self,
+        request: predict_pb2.PredictRequest,
+        deadline: float = float("inf"),
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> predict_pb2.PredictResponse:
+        """Answers PredictionService.Predict.
+
+        Args:
+          request: From a client.
+          deadline: See `Call`.
+          is_wanted: See `Call`.
+
+        Raises:
+          RequestError: With TF Serving's code and message.
+        """
+        if not request.HasField("model_spec"):
+            raise invalid_argument("Missing ModelSpec")
+        with self.manager.servable(request.model_spec) as servable:
+            call = self.check(servable, request)._replace(deadline=deadline, is_wanted=is_wanted)
+            results = self._run(call)
+        return _response(call, results)
+
+    def predict_on(
+        self, servable: Servable, request: predict_pb2.PredictRequest
+    ) -> predict_pb2.PredictResponse:
+        """Answers from a servable that need not be available yet: for warm-up.
+
+        Raises:
+          RequestError: See `predict`.
+        """
+        call = self.check(servable, request)
+        return _response(call, run(call))
+
+    def check(self, servable: Servable, request: predict_pb2.PredictRequest) -> Call:
+        """Makes a call of a request.
+
+        Raises:
+          RequestError: It does not fit the signature.
+        """
+        signature = find_signature(servable, request.model_spec.signature_name)
+        outputs = _check_outputs(signature, request.output_filter)
+        sent = request.inputs
+        if sent.keys() != signature.inputs.keys():
+            raise invalid_argument(_wrong_inputs(signature, sent))
+        inputs = {}
+        for index, (name, expected) in enumerate(signature.inputs.items()):
+            proto = sent[name]
+            if proto.dtype != expected.dtype:
+                raise invalid_argument(
+                    f"Expects arg[{index}] to be {tensors.type_name(expected.dtype)} but "
+                    f"{tensors.type_name(proto.dtype)} is provided (input {name!r})"
+                )
+            array = tensors.to_numpy(proto, name, self._limits.tensor_bytes)
+            if not _fits(array.shape, expected.shape):
+                raise invalid_argument(
+                    f"input {name!r} has the shape {tensors.format_shape(array.shape)}, but the "
+                    f"signature takes {tensors.format_shape(expected.shape)}"
+                )
+            if expected.dtype == types_pb2.DT_STRING:
+                self._check_images(name, array)
+            inputs[name] = array
+        return Call(servable, signature, inputs, outputs)
+
+    def _check_images(self, name: str, array: np.ndarray) -> None:
+        """Refuses strings that are encoded images of more pixels than can be decoded here."""
+        for index, content in enumerate(array.ravel()):
+            pixels = images.count_pixels(content)
+            if pixels > self._limits.image_pixels:
+                raise invalid_argument(
+                    f"input {name!r}: image {index} has {pixels} pixels, more than the "
+                    f"{self._limits.image_pixels} that this server decodes (--max_image_pixels)"
+                )
+
+    def metadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        """Answers PredictionService.GetModelMetadata.
+
+        Raises:
+          RequestError: With TF Serving's code and message.
+        """
+        if not request.HasField("model_spec"):
+            raise invalid_argument("Missing ModelSpec")
+        if not request.metadata_field:
+            raise invalid_argument(
+                "GetModelMetadataRequest must specify at least one metadata_field"
+            )
+        for field in request.metadata_field:
+            if field != _SIGNATURE_DEF:
+                raise invalid_argument(f"Metadata field {field} is not supported")
+        definitions = get_model_metadata_pb2.SignatureDefMap()
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        with self.manager.servable(request.model_spec) as servable:
+            for name, signature in servable.signatures.items():
+                definitions.signature_def[name].CopyFrom(signature.definition)
+            response.model_spec.name = servable.name
+            response.model_spec.version.value = servable.version
+        response.metadata[_SIGNATURE_DEF].Pack(definitions)
+        return response
+
+    def status(
+        self, request: get_model_status_pb2.GetModelStatusRequest
+    ) -> get_model_status_pb2.GetModelStatusResponse:
+        """Answers ModelService.GetModelStatus.
+
+        Raises:
+          RequestError: With TF Serving's code and message.
+        """
+        if not request.HasField("model_spec"):
+            raise invalid_argument("Missing ModelSpec")
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for version in self.manager.known_versions(request.model_spec):
+            response.model_version_status.add(
+                version=version.number,
+                state=int(version.state),
+                status={"error_code": version.code.value[0], "error_message": version.error},
+            )
+        return response
+
+
+def find_signature(servable: Servable, name: str) -> Signature:
+    """Finds a signature; an empty name means `serving_default`.
+
+    Raises:
+      RequestError: FAILED_PRECONDITION, there is none.
+    """
+    name = name or _DEFAULT_SIGNATURE
+    signature = servable.signatures.get(name)
+    if signature is None:
+        raise RequestError(
+            grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
+        )
+    return signature
+
+
+def _check_outputs(signature: Signature, requested: Any) -> tuple[str, ...]:
+    if not requested:
+        return tuple(signature.outputs)
+    for name in requested:
+        if name not in signature.outputs:
+            raise invalid_argument(
+                f"output tensor alias not found in signature: {name} Outputs expected to be in "
+                f"the set {{{','.join(signature.outputs)}}}."
+            )
+    names = tuple(sorted(set(requested)))
+    if len(names) < len(requested):
+        repeated = next(name for name in requested if list(requested).count(name) > 1)
+        raise invalid_argument(f"duplicate output tensor alias: {repeated}")
+    return names
+
+
+def _wrong_inputs(signature: Signature, sent: Mapping[str, Any]) -> str:
+    extra = sorted(sent.keys() - signature.inputs.keys())
+    missing = sorted(signature.inputs.keys() - sent.keys())
+    return (
+        f"input size does not match signature: {len(sent)}!={len(signature.inputs)} "
+        f"len({{{','.join(sorted(sent))}}}) != len({{{','.join(signature.inputs)}}}). "
+        f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}."
+    )
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...] | None) -> bool:
+    if expected is None:
+        return True
+    return len(shape) == len(expected) and all(
+        wanted in (-1, size) for size, wanted in zip(shape, expected)
+    )
+
+
+def _response(call: Call, results: Arrays) -> predict_pb2.PredictResponse:
+    response = predict_pb2.PredictResponse()
+    spec = response.model_spec
+    spec.name = call.servable.name
+    spec.version.value = call.servable.version
+    spec.signature_name = call.signature.name
+    for name, array in results.items():
+        tensors.fill_proto(response.outputs[name], array, call.signature.outputs[name].dtype)
+    return response

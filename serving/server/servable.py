@@ -1,0 +1,184 @@
+"""One loaded version of a model: its session, its signatures, its warm-up.
+
+A session on the graph of the SavedModel, as in TF Serving: its errors are TF Serving's, only the
+requested outputs are computed, and closing it gives the memory back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from serving.server import tensors
+from serving.server.errors import CODES, RequestError
+
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+_MAX_WARMUP_RECORDS = 1000  # TF Serving's limit
+
+Arrays = dict[str, np.ndarray]
+
+
+class LoadError(RuntimeError):
+    """A version folder that holds no model that can be served, or does not hold it yet."""
+
+
+class Tensor(NamedTuple):
+    """An input or output of a signature.
+
+    Attributes:
+      name: In the graph.
+      dtype: A DataType.
+      shape: Sizes, -1 where any; None for any rank.
+    """
+
+    name: str
+    dtype: int
+    shape: tuple[int, ...] | None
+
+
+class Signature:
+    """A signature of a model.
+
+    Attributes:
+      name: Its key.
+      definition: The SignatureDef.
+      inputs: By name, in the order of names.
+      outputs: By name, in the order of names.
+      is_batchable: Whether rows of several requests can be run as one: all inputs and outputs have
+        a first dimension of any size.
+    """
+
+    def __init__(self, name: str, definition: Any):
+        self.name = name
+        self.definition = definition
+        self.inputs = _tensors(definition.inputs)
+        self.outputs = _tensors(definition.outputs)
+        every = [*self.inputs.values(), *self.outputs.values()]
+        self.is_batchable = bool(self.inputs) and all(
+            tensor.shape is not None and tensor.shape[:1] == (-1,) for tensor in every
+        )
+
+
+def _tensors(infos: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        key: Tensor(infos[key].name, infos[key].dtype, tensors.to_shape(infos[key].tensor_shape))
+        for key in sorted(infos)
+    }
+
+
+class Servable:
+    """A model version in memory.
+
+    Attributes:
+      name: Of the model.
+      version: Number.
+      signatures: By key.
+    """
+
+    def __init__(
+        self, name: str, version: int, path: Path, tags: Sequence[str], session_config: Any = None
+    ):
+        """Loads a SavedModel.
+
+        Args:
+          name: Of the model.
+          version: Number.
+          path: Of the version's folder.
+          tags: Of the meta graph.
+          session_config: A tf.compat.v1.ConfigProto.
+
+        Raises:
+          LoadError: See there.
+        """
+        self.name = name
+        self.version = version
+        graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=graph, config=session_config)
+        try:
+            with graph.as_default():
+                loaded = tf.compat.v1.saved_model.load(self._session, list(tags), str(path))
+            graph.finalize()
+            self.signatures = {
+                key: Signature(key, definition)
+                for key, definition in loaded.signature_def.items()
+                if key != "__saved_model_init_op"
+            }
+        except Exception as error:
+            # Whatever a damaged folder makes TensorFlow raise, the server has to outlive it.
+            self._session.close()
+            raise LoadError(f"{path} cannot be loaded: {first_line(error)}") from error
+
+    def run(
+        self, signature: Signature, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> Arrays:
+        """Computes outputs of a signature.
+
+        Args:
+          signature: One of this servable's.
+          inputs: An array for each input, of its type and shape.
+          outputs: Names of those to compute.
+
+        Returns:
+          An array for each of the outputs.
+
+        Raises:
+          RequestError: The graph refused the values or failed.
+        """
+        feeds = {signature.inputs[key].name: array for key, array in inputs.items()}
+        fetches = [signature.outputs[key].name for key in outputs]
+        try:
+            results = self._session.run(fetches, feeds)
+        except tf.errors.OpError as error:
+            raise RequestError(CODES[error.error_code], error.message) from None
+        return dict(zip(outputs, results))
+
+    def warm_up(
+        self, path: Path, predict: Callable[[Servable, Any], object], iterations: int = 1
+    ) -> int:
+        """Replays the requests that the model brings along, before anybody waits for an answer.
+
+        Args:
+          path: Of the version's folder.
+          predict: Answers a PredictRequest from this servable.
+          iterations: How often.
+
+        Returns:
+          The number of requests.
+
+        Raises:
+          LoadError: The file is damaged, or holds what cannot be replayed.
+        """
+        file = path / WARMUP_FILE
+        if not file.is_file():
+            return 0
+        count = 0
+        try:
+            for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+                if count == _MAX_WARMUP_RECORDS:
+                    raise LoadError(f"{file} has more than {_MAX_WARMUP_RECORDS} records")
+                count += 1
+                log = prediction_log_pb2.PredictionLog.FromString(record)
+                if log.WhichOneof("log_type") != "predict_log":
+                    raise LoadError(f"{file}: record {count} is no request to Predict")
+                for _ in range(iterations):
+                    predict(self, log.predict_log.request)
+        except LoadError:
+            raise
+        except Exception as error:
+            raise LoadError(f"{file}: warm-up failed: {first_line(error)}") from error
+        return count
+
+    def close(self) -> None:
+        """Frees the model; no `run` may be in progress."""
+        self._session.close()
+        self.signatures = {}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the stack traces that TensorFlow appends."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
