@@ -5,14 +5,15 @@ GPU ?=
 DATA ?=
 ARGS ?=
 UPGRADE ?=
-export PYTHON GPU UPGRADE
+IMAGE ?=
+export PYTHON GPU UPGRADE IMAGE
 
 BIN := .venv/bin
 FAST_TESTS := $(filter-out tests/e2e tests/conftest.py tests/__pycache__,$(wildcard tests/*))
 PACKAGES := pipeline components trainer serving kubeflow benchmarks tests tools setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ready run test lint format lock clean test-debian13
+.PHONY: help setup ready run test lint format lock image clean test-debian13
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -43,6 +44,9 @@ lock: ## regenerate requirements/*.txt (UPGRADE=1: newest allowed; UPGRADE=NAME:
 
 test-debian13: ## run `make test` on the newer TFX line, in a Debian 13 container (see tools/test-in-container.sh)
 	@tools/test-in-container.sh make test
+
+image: ## build the container image of the pipeline's tasks (GPU=1; IMAGE=name:tag; see tools/build-image.sh)
+	@tools/build-image.sh
 
 clean: ## remove .venv and caches (the pipeline's outputs stay)
 	@rm -rf .venv .setup.lock .mypy_cache .ruff_cache .pytest_cache build ./*.egg-info

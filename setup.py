@@ -22,7 +22,7 @@ setup(
     ),
     package_data={
         "pipeline": ["schema/*.pbtxt"],
-        "serving": ["config/*.config"],
+        "serving": ["config/*.config", "config/*.yaml", "deploy/**/*.yaml"],
     },
     entry_points={
         "console_scripts": [

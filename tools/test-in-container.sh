@@ -19,47 +19,22 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-BASE_IMAGE=${BASE_IMAGE:-docker.io/library/python:3.13-slim-trixie}
+. tools/containers.sh
 name=vit-pipeline-debian13
+
+say() { echo "test-in-container: $*"; }
 
 die() {
     echo "test-in-container: $*" >&2
     exit 1
 }
 
-if [ "$(id -u)" = 0 ] && [ -z "${CONTAINERS_CONF:-}" ] && command -v runc >/dev/null; then
-    export CONTAINERS_CONF="$PWD/tools/containers.conf"
-fi
-engine=${ENGINE:-}
-for candidate in podman docker; do
-    [ -n "$engine" ] || ! "$candidate" info >/dev/null 2>&1 || engine=$candidate
-done
-[ -n "$engine" ] || die "neither podman nor docker works here. On Debian or Ubuntu: apt-get install podman runc"
-
-make_base() { # make_base IMAGE: a minimal Debian 13 from Debian's packages
-    command -v debootstrap >/dev/null || die "BASE_IMAGE=debootstrap needs debootstrap: apt-get install debootstrap"
-    [ "$(id -u)" = 0 ] || die "BASE_IMAGE=debootstrap has to run as root"
-    echo "test-in-container: making a Debian 13 base with debootstrap"
-    folder=$(mktemp -d)
-    trap 'rm -rf "$folder"' EXIT
-    debootstrap --variant=minbase trixie "$folder/root" >"$folder/log" 2>&1 || {
-        tail -n 20 "$folder/log" >&2
-        die "debootstrap failed; its last messages are above"
-    }
-    tar -C "$folder/root" -cf - . | "$engine" import - "$1" >/dev/null
-    rm -rf "$folder"
-    trap - EXIT
-}
-
-recipe=$( (echo "$BASE_IMAGE" && cat tools/debian13.Containerfile) | sha256sum | cut -c1-12)
+find_engine
+recipe=$( (echo "${BASE_IMAGE:-$DEFAULT_BASE_IMAGE}" && cat tools/debian13.Containerfile) | sha256sum | cut -c1-12)
 image=localhost/$name:$recipe
 if ! "$engine" image inspect "$image" >/dev/null 2>&1; then
-    base=$BASE_IMAGE
-    if [ "$base" = debootstrap ]; then
-        base=localhost/$name-base:trixie
-        "$engine" image inspect "$base" >/dev/null 2>&1 || make_base "$base"
-    fi
-    echo "test-in-container: building $image on $base"
+    find_base
+    say "building $image on $base"
     "$engine" build --network=host --quiet --build-arg "BASE_IMAGE=$base" --tag "$image" \
         --file tools/debian13.Containerfile tools >/dev/null ||
         die "the image could not be built on $base. Where no image registry is reachable: BASE_IMAGE=debootstrap"
@@ -69,13 +44,10 @@ fi
 
 # The host's pip and uv settings, and the certificate files they may name.
 options() {
-    for file in /etc/pip.conf "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf" \
-        /etc/uv/uv.toml "$HOME/.config/uv/uv.toml" "${SSL_CERT_FILE:-}" "${PIP_CERT:-}" "${REQUESTS_CA_BUNDLE:-}"; do
-        case $file in "$HOME"/.*) inside=/root/${file#"$HOME"/} ;; *) inside=$file ;; esac
-        [ ! -f "$file" ] || printf -- '--volume\n%s:%s:ro\n' "$file" "$inside"
-    done | awk '/^--volume$/ { next } !seen[$0]++ { print "--volume"; print }'
-    env | sed -nE 's/^((PIP|UV)_[A-Z_]+|[A-Za-z]+_(proxy|PROXY)|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CI)=.*/\1/p' |
-        grep -v _DIR | sed 's/^/--env\n/'
+    host_files | while IFS='	' read -r file inside; do
+        printf -- '--volume\n%s:%s:ro\n' "$file" "$inside"
+    done
+    { host_variables && { [ -z "${CI:-}" ] || echo CI; }; } | sed 's/^/--env\n/'
     if [ -n "${CIFAR100_DATA:-}" ]; then
         [ -e "$CIFAR100_DATA" ] || die "CIFAR100_DATA=$CIFAR100_DATA does not exist"
         data=$(realpath "$CIFAR100_DATA")
