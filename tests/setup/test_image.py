@@ -1,4 +1,4 @@
-"""kubeflow/Dockerfile: what of it can be checked without building an image, which takes ten minutes."""
+"""kubeflow/Dockerfile, as far as that goes without building an image (ten minutes)."""
 
 from __future__ import annotations
 
