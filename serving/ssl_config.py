@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from serving import config_files
+from serving.server.config import ConfigError
+from serving.server.protos import SSLConfig
 
 
 def make(key: Path, cert: Path, client_ca: Path | None = None) -> Any:
@@ -24,14 +26,14 @@ def make(key: Path, cert: Path, client_ca: Path | None = None) -> Any:
       client_ca: The authority of the clients' certificates, PEM; with it, clients must have one.
 
     Raises:
-      ConfigFileError: A file cannot be read, or key and certificate do not belong together.
+      ConfigError: A file cannot be read, or key and certificate do not belong together.
     """
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(cert, key, password=_refuse_password)
         if client_ca:
             context.load_verify_locations(client_ca)
-        return config_files.SSLConfig(
+        return SSLConfig(
             server_key=key.read_text(),
             server_cert=cert.read_text(),
             custom_ca=client_ca.read_text() if client_ca else "",
@@ -39,7 +41,7 @@ def make(key: Path, cert: Path, client_ca: Path | None = None) -> Any:
         )
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = ", ".join(str(path) for path in (key, cert, client_ca) if path)
-        raise config_files.ConfigFileError(f"cannot use {files}: {error}.") from error
+        raise ConfigError(f"cannot use {files}: {error}.") from error
 
 
 def _refuse_password() -> str:
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         config_files.write(make(args.key, args.cert, args.client_ca), args.config, mode=0o600)
-    except config_files.ConfigFileError as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

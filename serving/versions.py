@@ -20,7 +20,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tensorflow_serving.config import model_server_config_pb2
+
 from serving import config_files
+from serving.server.config import ConfigError, read_text_proto
 
 STABLE, CANARY = "stable", "canary"
 _COMMENT = (
@@ -211,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("rollback", help="move stable to the version before it")
     args = parser.parse_args(arguments)
     try:
-        config = config_files.read(args.config, config_files.ModelServerConfig)
+        config = read_text_proto(args.config, model_server_config_pb2.ModelServerConfig())
         model = find_model(config, args.model)
         available = on_disk(args.base_path or Path(model.base_path))
         changes: dict[str, Callable[[], None]] = {
@@ -223,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.command in changes:
             changes[args.command]()
             config_files.write(config, args.config, comment=_COMMENT)
-    except (VersionError, config_files.ConfigFileError) as error:
+    except (VersionError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     print(describe(model, available))

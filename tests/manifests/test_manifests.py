@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serving import config_files
+from serving.server import config
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVING = ROOT / "serving" / "deploy"
@@ -177,13 +177,12 @@ def test_the_servers_probes_rights_and_names_agree(
     # A gRPC probe is answered only with this flag.
     assert given["enable_grpc_healthcheck_service"] == "true"
     assert server["startupProbe"]["grpc"] == server["livenessProbe"]["grpc"] == {"port": 8500}
-    models = config_files.read(CONFIG / "models.config", config_files.ModelServerConfig)
-    (model,) = models.model_config_list.config
+    (model,) = config.read_models(CONFIG / "models.config")
     readiness = server["readinessProbe"]["httpGet"]
     assert readiness == {"path": f"/v1/models/{model.name}/metadata", "port": "http"}
     annotations = deployment["spec"]["template"]["metadata"]["annotations"]
-    monitoring = config_files.read(CONFIG / "monitoring.config", config_files.MonitoringConfig)
-    assert annotations["prometheus.io/path"] == monitoring.prometheus_config.path
+    path = config.read_prometheus_path(CONFIG / "monitoring.config")
+    assert annotations["prometheus.io/path"] == path
     assert annotations["prometheus.io/port"] == given["rest_api_port"]
 
     assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] > 0

@@ -1,4 +1,4 @@
-"""TF Serving's configuration files as shipped, and what is refused."""
+"""TF Serving's configuration files, as shipped and as written."""
 
 from __future__ import annotations
 
@@ -9,88 +9,59 @@ from pathlib import Path
 import pytest
 import trustme
 
+from pipeline.config import PipelineConfig
 from serving import config_files, ssl_config
+from serving.server import config
+from serving.server.protos import BatchingParameters, MonitoringConfig, SSLConfig
 
 CONFIG = Path(config_files.__file__).parent / "config"
 
 
 def test_the_models_file_serves_what_the_pipeline_pushes() -> None:
-    config = config_files.read(CONFIG / "models.config", config_files.ModelServerConfig)
-    (model,) = config.model_config_list.config
-    # PipelineConfig.resolve_model_name("cifar-100")
-    assert (model.name, model.base_path) == ("cifar100_vit", "/models/cifar100_vit")
-    assert model.model_platform == "tensorflow"
-    assert model.model_version_policy.latest.num_versions == 2
-    assert not model.version_labels
+    (model,) = config.read_models(CONFIG / "models.config")
+    assert model.name == PipelineConfig().resolve_model_name("cifar-100")
+    assert model.base_path == Path("/models") / model.name
+    assert (model.policy, model.num_latest, model.labels) == ("latest", 2, {})
 
 
 @pytest.mark.parametrize("name", ["batching.config", "batching.gpu.config"])
 def test_the_batching_files_are_what_tf_serving_accepts(name: str) -> None:
-    batching = config_files.read_batching(CONFIG / name)
-    sizes = list(batching.allowed_batch_sizes)
+    batching = config.read_batching(CONFIG / name)
+    sizes = list(batching.allowed_sizes)
     assert sizes == sorted(set(sizes)) and sizes[0] == 1
-    assert sizes[-1] == batching.max_batch_size.value >= 32
-    assert batching.num_batch_threads.value >= 1
-    assert 1 <= batching.max_enqueued_batches.value <= 100  # a bounded queue
-    assert 0 <= batching.batch_timeout_micros.value <= 10_000
+    assert sizes[-1] == batching.max_batch_size >= 32
+    assert not batching.split
+    proto = config.read_text_proto(CONFIG / name, BatchingParameters())
+    set_here = {field.name for field, _ in proto.ListFields()}
+    assert {"num_batch_threads", "max_enqueued_batches", "batch_timeout_micros"} <= set_here
+    assert batching.max_enqueued_batches <= 100  # a bounded queue
+    assert batching.timeout <= 0.01
 
 
 def test_metrics_are_on_where_the_manifests_look_for_them() -> None:
-    config = config_files.read(CONFIG / "monitoring.config", config_files.MonitoringConfig)
-    assert config.prometheus_config.enable
-    assert config.prometheus_config.path == "/monitoring/prometheus/metrics"
+    path = config.read_prometheus_path(CONFIG / "monitoring.config")
+    assert path == "/monitoring/prometheus/metrics"
 
 
 def test_the_tls_file_is_a_template_without_secrets() -> None:
-    config = config_files.read(CONFIG / "ssl.config", config_files.SSLConfig)
-    assert (config.server_key, config.server_cert, config.client_verify) == ("", "", False)
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("max_batch_sise { value: 8 }", "max_batch_sise"),
-        ("max_batch_size: 8", "1:17"),
-        ("max_batch_size { value: 0 }", "max_batch_size is 0"),
-        ("num_batch_threads { value: -1 }", "num_batch_threads is -1"),
-        ("batch_timeout_micros { value: -1 }", "batch_timeout_micros is -1"),
-        ("max_batch_size { value: 8 } allowed_batch_sizes: [1, 4]", "which is 8"),
-        ("allowed_batch_sizes: [1, 4]", "which is 1000"),
-        ("max_batch_size { value: 4 } allowed_batch_sizes: [2, 1, 4]", "must be 1 or more and inc"),
-        ("max_batch_size { value: 4 } allowed_batch_sizes: [0, 4]", "must be 1 or more and inc"),
-    ],
-)
-def test_a_batching_file_that_tf_serving_refuses_is_refused(
-    tmp_path: Path, text: str, named: str
-) -> None:
-    (tmp_path / "b.config").write_text(text)
-    with pytest.raises(config_files.ConfigFileError) as caught:
-        config_files.read_batching(tmp_path / "b.config")
-    assert named in str(caught.value) and "b.config" in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "m.config"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(config_files.ConfigFileError, match=r"m\.config cannot be read"):
-        config_files.read(path, config_files.MonitoringConfig)
+    template = config.read_text_proto(CONFIG / "ssl.config", SSLConfig())
+    assert template == SSLConfig()
+    with pytest.raises(config.ConfigError, match="PEM text"):
+        config.read_ssl(CONFIG / "ssl.config")
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_permissions(tmp_path: Path) -> None:
-    path = tmp_path / "batching.config"
-    path.write_text("max_batch_size { value: 7 }")
+    path = tmp_path / "monitoring.config"
+    path.write_text("prometheus_config {}")
     path.chmod(0o640)
-    batching = config_files.read_batching(path)
-    batching.max_batch_size.value = 9
-    config_files.write(batching, path, comment="two\nlines")
+    message = MonitoringConfig(prometheus_config={"enable": True, "path": "/m"})
+    config_files.write(message, path, comment="two\nlines")
     assert path.read_text().startswith("# two\n# lines\n")
-    assert config_files.read_batching(path).max_batch_size.value == 9
+    assert config.read_prometheus_path(path) == "/m"
     assert path.stat().st_mode & 0o777 == 0o640
-    assert [entry.name for entry in tmp_path.iterdir()] == ["batching.config"]
-    with pytest.raises(config_files.ConfigFileError, match="cannot be written"):
-        config_files.write(batching, tmp_path / "absent" / "b.config")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["monitoring.config"]
+    with pytest.raises(config.ConfigError, match="cannot be written"):
+        config_files.write(message, tmp_path / "absent" / "m.config")
 
 
 def test_a_tls_file_is_made_from_pem_files(tmp_path: Path) -> None:
@@ -104,11 +75,10 @@ def test_a_tls_file_is_made_from_pem_files(tmp_path: Path) -> None:
     arguments += ["--cert", str(tmp_path / "cert.pem"), "--client_ca", str(tmp_path / "ca.pem")]
     command = [sys.executable, "-m", "serving.ssl_config", *arguments]
     subprocess.run(command, check=True, cwd=CONFIG.parents[1])
-    written = config_files.read(tmp_path / "ssl.config", config_files.SSLConfig)
-    assert written.server_key == (tmp_path / "key.pem").read_text()
-    assert written.server_cert == (tmp_path / "cert.pem").read_text()
-    assert written.custom_ca == (tmp_path / "ca.pem").read_text()
-    assert written.client_verify
+    written = config.read_ssl(tmp_path / "ssl.config")
+    assert written.key == (tmp_path / "key.pem").read_bytes()
+    assert written.certificate == (tmp_path / "cert.pem").read_bytes()
+    assert written.client_ca == (tmp_path / "ca.pem").read_bytes()
     assert (tmp_path / "ssl.config").stat().st_mode & 0o077 == 0
 
 

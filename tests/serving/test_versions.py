@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import config_files, versions
+from serving import versions
+from serving.server.config import read_models
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def layout(tmp_path: Path) -> Path:
         (tmp_path / "vit" / name).mkdir(parents=True)
         (tmp_path / "vit" / name / "saved_model.pb").touch()
     (tmp_path / "vit" / "50").mkdir()
-    shipped = Path(config_files.__file__).parent / "config" / "models.config"
+    shipped = Path(versions.__file__).parent / "config" / "models.config"
     text = shipped.read_text().replace("/models/cifar100_vit", str(tmp_path / "vit"))
     (tmp_path / "models.config").write_text(text)
     return tmp_path
@@ -28,10 +29,9 @@ def run(layout: Path, *arguments: str) -> None:
 
 
 def state(layout: Path) -> tuple[list[int], dict[str, int]]:
-    """What TF Serving reads out of the file: versions of the specific policy, and the labels."""
-    config = config_files.read(layout / "models.config", config_files.ModelServerConfig)
-    (model,) = config.model_config_list.config
-    return list(model.model_version_policy.specific.versions), dict(model.version_labels)
+    """What a server reads out of the file: versions of the specific policy, and the labels."""
+    (model,) = read_models(layout / "models.config")
+    return sorted(model.versions), dict(model.labels)
 
 
 def test_pushed_versions_are_shown(layout: Path, capsys: pytest.CaptureFixture[str]) -> None:
