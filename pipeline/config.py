@@ -14,7 +14,7 @@ import re
 import sys
 import typing
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from components.dataset.format import NUM_FINE_CLASSES
 from components.dataset.locate import SYNTHETIC
@@ -28,7 +28,8 @@ class ConfigError(ValueError):
     """A value is not usable, or two contradict each other; the message says what to do."""
 
 
-def _knob(default: Any, group: str, text: str, **options: Any) -> Any:
+def knob(default: Any, group: str, text: str, **options: Any) -> Any:
+    """Declares a field with its flag's group and help; `options` go to argparse."""
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **options})
 
 
@@ -40,80 +41,80 @@ class PipelineConfig:
       ConfigError: A value is out of range.
     """
 
-    data: str | None = _knob(
+    data: str | None = knob(
         None,
         "data",
         "folder or archive of CIFAR-100 (binary or python form), or 'synthetic'; without it: "
         "./data, then Keras's cache, then a download from the author's address",
         metavar="PATH",
     )
-    limit: int | None = _knob(
+    limit: int | None = knob(
         None, "data", "use at most N images of each split, class-balanced", metavar="N"
     )
-    preset: str = _knob("notebook", "model", f"one of {', '.join(sorted(presets.PRESETS))}")
-    epochs: int | None = _knob(
+    preset: str = knob("notebook", "model", f"one of {', '.join(sorted(presets.PRESETS))}")
+    epochs: int | None = knob(
         None,
         "model",
         "passes over the training images; default: the preset's on a GPU, on a CPU one for each "
         "four cores, two at least",
         metavar="N",
     )
-    batch_size: int | None = _knob(
+    batch_size: int | None = knob(
         None, "model", "images per training step; default: the preset's", metavar="N"
     )
-    learning_rate: float | None = _knob(
+    learning_rate: float | None = knob(
         None, "model", "peak learning rate; default: the preset's", metavar="X"
     )
-    weight_decay: float | None = _knob(
+    weight_decay: float | None = knob(
         None, "model", "decoupled weight decay; default: the preset's", metavar="X"
     )
-    seed: int = _knob(0, "model", "fixes initial weights, shuffling and augmentation", metavar="N")
-    min_top_1_accuracy: float | None = _knob(
+    seed: int = knob(0, "model", "fixes initial weights, shuffling and augmentation", metavar="N")
+    min_top_1_accuracy: float | None = knob(
         None,
         "gate",
         "push only at this top-1 accuracy on the test split, 0..1; default: the preset's",
         metavar="X",
     )
-    min_top_5_accuracy: float | None = _knob(
+    min_top_5_accuracy: float | None = knob(
         None, "gate", "the same for top-5 accuracy", metavar="X"
     )
-    max_accuracy_drop: float = _knob(
+    max_accuracy_drop: float = knob(
         0.0,
         "gate",
         "push only if neither accuracy is more than this below the model pushed last, 0..1",
         metavar="X",
     )
-    work_dir: str = _knob(
+    work_dir: str = knob(
         "output",
         "places",
         "folder for everything that is written: unpacked data, artifacts, metadata, models",
         metavar="DIR",
     )
-    serving_dir: str | None = _knob(
+    serving_dir: str | None = knob(
         None,
         "places",
         "folder to push models into, as <model name>/<version>; default: WORK_DIR/serving_models",
         metavar="DIR",
     )
-    pipeline_name: str = _knob(
+    pipeline_name: str = knob(
         "vit", "places", "names the pipeline, its artifacts and its metadata", metavar="NAME"
     )
-    model_name: str | None = _knob(
+    model_name: str | None = knob(
         None,
         "places",
         "name of the pushed model; default: cifar100_vit, cifar100_subset_vit with --limit, "
         "synthetic_vit on the synthetic set",
         metavar="NAME",
     )
-    cache: bool = _knob(True, "running", "take unchanged components' results from earlier runs")
-    beam_workers: int = _knob(
+    cache: bool = knob(True, "running", "take unchanged components' results from earlier runs")
+    beam_workers: int = knob(
         1,
         "running",
         "processes for Beam's data processing, 0: one for each core; more than one pays for data "
         "much larger than CIFAR-100",
         metavar="N",
     )
-    verbosity: str = _knob(
+    verbosity: str = knob(
         "quiet",
         "running",
         "quiet: progress and results; info, debug: what the frameworks log, too",
@@ -239,6 +240,7 @@ _GROUPS = {
     "gate": "when to push the model",
     "places": "where things go",
     "running": "how to run",
+    "cluster": "where it runs (Kubernetes)",
 }
 
 
@@ -263,10 +265,38 @@ def _type_of(hint: Any) -> type:
 
 
 def parse_args(arguments: Sequence[str]) -> PipelineConfig:
+    """Reads the local runner's command line; see `parse`."""
+    return parse(
+        PipelineConfig,
+        arguments,
+        prog="python -m pipeline.local_runner",
+        description="Trains a Vision Transformer on CIFAR-100 and pushes it for TF Serving if it "
+        "is good enough. Without flags: the real data if they can be had, a training length that "
+        "fits this machine.",
+        epilog="examples:\n"
+        "  --preset tiny --limit 1000      a smoke test, a minute or two\n"
+        "  --epochs 20                     the reference notebook's training length\n"
+        "  --data cifar-100-binary.tar.gz --work_dir /tmp/run\n",
+    )
+
+
+Config = TypeVar("Config", bound=PipelineConfig)
+
+
+def parse(
+    config_class: type[Config],
+    arguments: Sequence[str],
+    *,
+    without: Sequence[str] = (),
+    **about: str,
+) -> Config:
     """Reads a command line.
 
     Args:
+      config_class: Has a flag for each of its fields.
       arguments: The flags, without the program's name.
+      without: Fields without a flag.
+      **about: The program's `prog`, `description` and `epilog`.
 
     Returns:
       The configuration, checked.
@@ -276,29 +306,27 @@ def parse_args(arguments: Sequence[str]) -> PipelineConfig:
         for --help.
     """
     parser = _Parser(
-        prog="python -m pipeline.local_runner",
-        description="Trains a Vision Transformer on CIFAR-100 and pushes it for TF Serving if it "
-        "is good enough. Without flags: the real data if they can be had, a training length that "
-        "fits this machine.",
-        epilog="examples:\n"
-        "  --preset tiny --limit 1000      a smoke test, a minute or two\n"
-        "  --epochs 20                     the reference notebook's training length\n"
-        "  --data cifar-100-binary.tar.gz --work_dir /tmp/run\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        **about,  # type: ignore[arg-type]
     )
     groups = {key: parser.add_argument_group(text) for key, text in _GROUPS.items()}
-    types = typing.get_type_hints(PipelineConfig)
-    for field in dataclasses.fields(PipelineConfig):
+    types = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if field.name in without:
+            continue
         options = dict(field.metadata)
         group = groups[options.pop("group")]
         flag = f"--{field.name}"
         text = options.pop("help")
         kind = _type_of(types[field.name])
-        if kind is bool:
+        if kind is bool and field.default:
             group.add_argument(
                 f"--no_{field.name}", dest=field.name, action="store_false", help=f"do not {text}"
             )
+            continue
+        if kind is bool:
+            group.add_argument(flag, action="store_true", help=text)
             continue
         if field.default is not None:
             text += f" (default: {field.default})"
@@ -310,7 +338,7 @@ def parse_args(arguments: Sequence[str]) -> PipelineConfig:
             **options,
         )
     try:
-        return PipelineConfig(**vars(parser.parse_args(arguments)))
+        return config_class(**vars(parser.parse_args(arguments)))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -6,6 +6,7 @@ import datetime
 import os
 import traceback
 
+from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
 from tfx.orchestration import pipeline as tfx_pipeline
@@ -29,22 +30,49 @@ class PipelineFailedError(RuntimeError):
 def build_pipeline(
     config: PipelineConfig, dataset: Dataset, preset: Preset
 ) -> tfx_pipeline.Pipeline:
-    """Translates a configuration into the pipeline's graph.
+    """Translates a configuration into the pipeline's graph, to be run on this machine.
 
     Args:
       config: With absolute paths.
       dataset: The data to run on.
       preset: The configuration's preset with all that overrides it.
     """
-    return graph.create_pipeline(
-        pipeline_name=config.pipeline_name,
-        pipeline_root=config.pipeline_root,
-        data=graph.DataSource(
+    return translate(
+        config,
+        graph.DataSource(
             folder=os.path.abspath(dataset.folder),
             name=dataset.name,
             fingerprint=dataset.fingerprint,
             limit=config.limit,
         ),
+        preset,
+        serving_dir=config.model_dir(dataset.name, subset=dataset.subset),
+        metadata_connection_config=(
+            metadata.sqlite_metadata_connection_config(config.metadata_path)
+        ),
+    )
+
+
+def translate(
+    config: PipelineConfig,
+    data: graph.DataSource,
+    preset: Preset,
+    serving_dir: str,
+    metadata_connection_config: metadata_store_pb2.ConnectionConfig | None = None,
+) -> tfx_pipeline.Pipeline:
+    """Translates a configuration into the pipeline's graph, wherever it is to run.
+
+    Args:
+      config: The run's configuration.
+      data: The data to run on.
+      preset: The configuration's preset with all that overrides it.
+      serving_dir: TF Serving's model base path.
+      metadata_connection_config: ML Metadata's database; None where the orchestrator has its own.
+    """
+    return graph.create_pipeline(
+        pipeline_name=config.pipeline_name,
+        pipeline_root=config.pipeline_root,
+        data=data,
         preset=preset,
         seed=config.seed,
         gate=graph.Gate(
@@ -52,14 +80,12 @@ def build_pipeline(
             min_top_5_accuracy=preset.min_top_5_accuracy,
             max_accuracy_drop=config.max_accuracy_drop,
         ),
-        serving_dir=config.model_dir(dataset.name, subset=dataset.subset),
+        serving_dir=serving_dir,
         checkpoint_dir=config.checkpoint_dir,
         preprocessing_code=fingerprint.preprocessing_code(),
         training_code=fingerprint.training_code(),
         enable_cache=config.cache,
-        metadata_connection_config=(
-            metadata.sqlite_metadata_connection_config(config.metadata_path)
-        ),
+        metadata_connection_config=metadata_connection_config,
         beam_pipeline_args=beam_arguments(config.beam_workers),
     )
 

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         when interrupted.
     """
     if arguments is None:
-        arguments = sys.argv[1:] or _arguments_from_environment()
+        arguments = sys.argv[1:] or arguments_from_environment(ARGUMENTS_VARIABLE)
     config = pipeline_config.parse_args(arguments).absolute()
     try:
         with interruptible():
@@ -46,15 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _arguments_from_environment() -> list[str]:
-    value = os.environ.get(ARGUMENTS_VARIABLE, "")
+def arguments_from_environment(variable: str) -> list[str]:
+    """Reads flags from an environment variable and says that it has done so.
+
+    Args:
+      variable: Its name.
+
+    Raises:
+      SystemExit: With code 2, if a quotation has no end.
+    """
+    value = os.environ.get(variable, "")
     try:
         arguments = shlex.split(value)
     except ValueError as error:
-        print(f"error: {ARGUMENTS_VARIABLE} is {value!r}: {error}.", file=sys.stderr)
+        print(f"error: {variable} is {value!r}: {error}.", file=sys.stderr)
         raise SystemExit(2) from None
     if arguments:
-        print(f"flags: {value} (from {ARGUMENTS_VARIABLE})", flush=True)
+        print(f"flags: {value} (from {variable})", flush=True)
     return arguments
 
 

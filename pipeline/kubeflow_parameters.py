@@ -1,0 +1,209 @@
+"""The compiled pipeline's parameters: what a run can set without the pipeline being compiled anew.
+
+Like `pipeline.kubeflow_spec`, on plain dictionaries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.kubeflow_config import KubeflowConfig
+from trainer.presets import Preset
+
+_TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter's value is in the compiled graph.
+
+    Attributes:
+      task: The component.
+      key: Its execution property.
+      path: Where in the property, if that is JSON: keys and indices.
+      negative: Whether the property has the value with the opposite sign.
+    """
+
+    task: str
+    key: str
+    path: tuple[str | int, ...] = ()
+    negative: bool = False
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter that each run of the pipeline can set.
+
+    Attributes:
+      name: Its name.
+      default: Its value unless a run sets it; a type if each run must set it.
+      description: For people.
+      places: What it replaces.
+    """
+
+    name: str
+    default: str | int | float | type
+    description: str
+    places: Sequence[Place]
+
+    @property
+    def kind(self) -> str:
+        """Its type, as pipelines have it."""
+        return _TYPES[self.default if isinstance(self.default, type) else type(self.default)]
+
+    @property
+    def placeholder(self) -> str:
+        """What Kubeflow Pipelines replaces by the value, inside of other parameters' values."""
+        return f"{{{{$.inputs.parameters['{self.name}']}}}}"
+
+
+def add_parameters(spec: dict[str, Any], parameters: Iterable[Parameter]) -> None:
+    """Turns values of a compiled graph into parameters of the pipeline, with these as defaults.
+
+    TFX can make a runtime parameter of a whole execution property only, whose default is lost.
+    Here it may be a part of one, as the number of epochs is in Trainer's `custom_config`: the
+    property then holds a placeholder, as kfp's own compiler writes it for Python's f-strings.
+
+    Args:
+      spec: The pipeline's specification; changed in place.
+      parameters: What to make parameters of.
+
+    Raises:
+      KeyError: The graph has no such place.
+    """
+    root = spec["root"].setdefault("inputDefinitions", {}).setdefault("parameters", {})
+    documents: dict[tuple[str, str], Any] = {}
+    values: dict[str, str] = {}  # by what stands for them in the documents
+    for parameter in parameters:
+        root[parameter.name] = {
+            "parameterType": parameter.kind,
+            "description": parameter.description,
+        }
+        if not isinstance(parameter.default, type):
+            root[parameter.name] |= {"defaultValue": parameter.default, "isOptional": True}
+        for place in parameter.places:
+            task = spec["root"]["dag"]["tasks"][place.task]
+            inputs = task["inputs"]["parameters"]
+            name = parameter.name if place.path else place.key
+            component = spec["components"][task["componentRef"]["name"]]
+            component["inputDefinitions"]["parameters"][name] = {"parameterType": parameter.kind}
+            if place.path:
+                at = place.task, place.key
+                if at not in documents:
+                    documents[at] = json.loads(inputs[place.key]["runtimeValue"]["constant"])
+                marker = f"<{'-' * place.negative}{parameter.name}>"
+                values[json.dumps(marker)] = _json_value(parameter, place)
+                _replace(documents[at], place.path, marker)
+            inputs[name] = {"componentInputParameter": parameter.name}
+    for (name, key), document in documents.items():
+        text = json.dumps(document, sort_keys=True)
+        for marker, value in values.items():
+            text = text.replace(marker, value)
+        spec["root"]["dag"]["tasks"][name]["inputs"]["parameters"][key] = {
+            "runtimeValue": {"constant": text}
+        }
+
+
+def _json_value(parameter: Parameter, place: Place) -> str:
+    if parameter.kind == "STRING":
+        return json.dumps(parameter.placeholder)
+    return "-" * place.negative + parameter.placeholder  # a number: without quotes
+
+
+def _replace(document: Any, path: Sequence[str | int], value: str) -> None:
+    for step in path[:-1]:
+        document = document[step]
+    if isinstance(document, dict) and path[-1] not in document:
+        raise KeyError(path[-1])
+    document[path[-1]] = value
+
+
+def pipeline_parameters(
+    config: KubeflowConfig, preset: Preset, serving_dir: str, fingerprint: str | None
+) -> list[Parameter]:
+    """Lists the parameters, with a configuration's values as defaults.
+
+    Args:
+      config: What is compiled.
+      preset: Its preset, with all that overrides it.
+      serving_dir: TF Serving's model base path.
+      fingerprint: Of the data; None where each run has to give it.
+    """
+
+    def training(name: str) -> list[Place]:
+        return [Place("Trainer", "custom_config", (name,))]
+
+    def threshold(metric: int, *path: str, negative: bool = False) -> Place:
+        where = ("metrics_specs", 0, "metrics", metric, "per_slice_thresholds", 0, "threshold")
+        return Place("Evaluator", "eval_config", (*where, *path), negative)
+
+    lower_bound = ("value_threshold", "lower_bound")
+    drop = ("change_threshold", "absolute")
+    return [
+        Parameter("data", config.data, "folder of the data", [Place("ExampleGen", "input_base")]),
+        Parameter(
+            "dataset_name",
+            config.dataset_name,
+            "cifar-100 or synthetic",
+            [Place("ExampleGen", "dataset_name")],
+        ),
+        Parameter(
+            "data_fingerprint",
+            str if fingerprint is None else fingerprint,
+            "identifies the data's contents; other data, other fingerprint",
+            [Place("ExampleGen", "content_fingerprint")],
+        ),
+        Parameter(
+            "limit",
+            config.limit or 0,
+            "use at most so many images of each split; 0: all",
+            [Place("ExampleGen", "limit")],
+        ),
+        Parameter(
+            "serving_dir",
+            serving_dir,
+            "model base path to push to",
+            [
+                Place("Baseline", "serving_dir"),
+                Place("Pusher", "push_destination", ("filesystem", "base_directory")),
+            ],
+        ),
+        Parameter(
+            "checkpoint_dir",
+            config.checkpoint_dir,
+            "folder of interrupted trainings' checkpoints",
+            training("checkpoint_dir"),
+        ),
+        Parameter(
+            "preset",
+            preset.name,
+            "the model; the parameters below do not follow it by themselves",
+            training("preset"),
+        ),
+        Parameter("epochs", preset.epochs, "passes over the data", training("epochs")),
+        Parameter("batch_size", preset.batch_size, "images a step", training("batch_size")),
+        Parameter("learning_rate", preset.learning_rate, "its peak", training("learning_rate")),
+        Parameter("weight_decay", preset.weight_decay, "decoupled", training("weight_decay")),
+        Parameter("seed", config.seed, "of everything random", training("seed")),
+        Parameter(
+            "min_top_1_accuracy",
+            preset.min_top_1_accuracy,
+            "push only at this top-1 accuracy, 0 to 1",
+            [threshold(0, *lower_bound)],
+        ),
+        Parameter(
+            "min_top_5_accuracy",
+            preset.min_top_5_accuracy,
+            "push only at this top-5 accuracy, 0 to 1",
+            [threshold(1, *lower_bound)],
+        ),
+        Parameter(
+            "max_accuracy_drop",
+            config.max_accuracy_drop,
+            "how far either may fall below the model pushed last, 0 to 1",
+            [threshold(metric, *drop, negative=True) for metric in (0, 1)],
+        ),
+    ]
