@@ -1,0 +1,223 @@
+"""Uploads the compiled pipeline to Kubeflow Pipelines, runs it, and says how it went.
+
+    python kubeflow/deploy.py run pipeline.yaml --endpoint http://localhost:8888 --param epochs=20
+    python kubeflow/deploy.py schedule pipeline.yaml --cron "0 0 3 * * 1" --name weekly
+    python kubeflow/deploy.py upload pipeline.yaml
+    python kubeflow/deploy.py wait RUN_ID
+
+Exit codes: 0 done, 1 the run failed, 2 bad command line or package, 3 the API cannot be reached or
+refuses, 4 the time to wait is over (the run goes on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from pipeline.kubeflow_api import FAILED, USAGE, Api, DeployError, failure, wait
+
+
+class Package:
+    """A compiled pipeline.
+
+    Args:
+      path: What kubeflow/runner.py wrote.
+
+    Raises:
+      DeployError: It is no pipeline package.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = path.read_bytes()
+            spec = next(iter(yaml.safe_load_all(content)))
+            self.name: str = spec["pipelineInfo"]["name"]
+            root = spec["root"]
+            self.tasks: list[str] = list(root["dag"]["tasks"])
+        except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError) as error:
+            raise DeployError(
+                f"{path} is no pipeline package ({type(error).__name__}: {error}): "
+                "compile one with kubeflow/runner.py.",
+                USAGE,
+            ) from error
+        self.parameters: dict[str, Any] = root.get("inputDefinitions", {}).get("parameters", {})
+        # The same package is the same version, and uploaded once.
+        self.version = hashlib.sha256(content).hexdigest()[:12]
+
+    def arguments(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Reads NAME=VALUE texts, by the types of the pipeline's parameters.
+
+        Raises:
+          DeployError: A parameter is unknown, has no such value, or has none at all.
+        """
+        values: dict[str, Any] = {}
+        for text in texts:
+            name, equals, value = text.partition("=")
+            if not equals or name not in self.parameters:
+                known = ", ".join(sorted(self.parameters)) or "none"
+                raise DeployError(
+                    f"--param {text!r}: write NAME=VALUE; {self.path} has the parameters: {known}.",
+                    USAGE,
+                )
+            kind = self.parameters[name].get("parameterType", "STRING")
+            values[name] = _parse(name, value, kind)
+        for name, definition in self.parameters.items():
+            if name not in values and not (definition.keys() & {"defaultValue", "isOptional"}):
+                raise DeployError(f"the pipeline wants a value: --param {name}=…", USAGE)
+        return values
+
+
+def _parse(name: str, value: str, kind: str) -> Any:
+    if kind == "STRING":
+        return value
+    wanted: dict[str, tuple[type, ...]] = {
+        "NUMBER_INTEGER": (int,),
+        "NUMBER_DOUBLE": (int, float),
+        "BOOLEAN": (bool,),
+        "LIST": (list,),
+        "STRUCT": (dict,),
+    }
+    with contextlib.suppress(yaml.YAMLError):
+        parsed = yaml.safe_load(value)
+        if isinstance(parsed, wanted[kind]) and (kind == "BOOLEAN" or not isinstance(parsed, bool)):
+            return parsed
+    raise DeployError(f"--param {name}={value}: it is to be a {kind}.", USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python kubeflow/deploy.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    api = argparse.ArgumentParser(add_help=False)
+    api.add_argument(
+        "--endpoint",
+        default=os.environ.get("KF_PIPELINES_ENDPOINT"),
+        metavar="URL",
+        help="the API, such as http://localhost:8888; default: $KF_PIPELINES_ENDPOINT",
+    )
+    api.add_argument("--namespace", metavar="NAME", help="the user's, in multi-user mode")
+    api.add_argument("--token", metavar="TEXT", help="bearer token; better --token_file")
+    api.add_argument(
+        "--token_file",
+        type=Path,
+        metavar="FILE",
+        help="file with a bearer token; default: the token in $KF_PIPELINES_TOKEN, or none",
+    )
+    api.add_argument("--ca_cert", metavar="FILE", help="authority of the API's certificate, PEM")
+    package = argparse.ArgumentParser(add_help=False)
+    package.add_argument("package", type=Path, help="what kubeflow/runner.py wrote")
+    package.add_argument("--pipeline", metavar="NAME", help="default: the package's")
+    package.add_argument("--version", metavar="NAME", help="default: from the contents")
+    job = argparse.ArgumentParser(add_help=False)
+    job.add_argument("--param", action="append", default=[], metavar="NAME=VALUE")
+    job.add_argument("--name", metavar="TEXT", help="the run's; default: pipeline and time")
+    job.add_argument("--experiment", default="vit", metavar="NAME", help="(default: vit)")
+    job.add_argument("--service_account", default="vit-pipeline", help="(default: vit-pipeline)")
+    job.add_argument("--pipeline_root", metavar="URI", help="default: the package's")
+    waiting = argparse.ArgumentParser(add_help=False)
+    waiting.add_argument(
+        "--timeout", type=float, default=86400.0, metavar="S", help="(default: a day)"
+    )
+    waiting.add_argument("--interval", type=float, default=10.0, metavar="S", help="(default: 10)")
+    waiting.add_argument(
+        "--pod_namespace", metavar="NAME", help="for logs; default: --namespace or kubeflow"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", parents=[package, api, job, waiting], help="upload, run, wait")
+    run.add_argument("--no_wait", action="store_true", help="come back at once")
+    commands.add_parser("upload", parents=[package, api], help="upload, if it is not there")
+    schedule = commands.add_parser(
+        "schedule", parents=[package, api, job], help="upload, and run again and again"
+    )
+    when = schedule.add_mutually_exclusive_group(required=True)
+    when.add_argument(
+        "--cron", help='six fields, seconds first: "0 0 3 * * 1", Mondays at 3:00 UTC'
+    )
+    when.add_argument("--every", type=int, metavar="S", help="seconds between starts")
+    waiter = commands.add_parser("wait", parents=[api, waiting], help="wait for a run")
+    waiter.add_argument("run_id")
+    return parser
+
+
+def _execute(args: argparse.Namespace) -> None:
+    package = Package(args.package) if "package" in args else None
+    arguments = package.arguments(args.param) if package and "param" in args else {}
+    if not args.endpoint or not args.endpoint.startswith(("http://", "https://")):
+        raise DeployError(
+            f"--endpoint is {args.endpoint}: give the API's http:// or https:// address.", USAGE
+        )
+    try:
+        token = args.token or (args.token_file and args.token_file.read_text().strip())
+    except OSError as error:
+        raise DeployError(f"--token_file {args.token_file}: {error.strerror}.", USAGE) from error
+    token = token or os.environ.get("KF_PIPELINES_TOKEN")
+    api = Api(args.endpoint.rstrip("/"), args.namespace, token, args.ca_cert)
+    if package is None:
+        _wait(api, args.run_id, [], args)
+        return
+    name = args.pipeline or package.name
+    pipeline_id, version_id = api.upload(package.path, name, args.version or package.version)
+    if args.command == "upload":
+        return
+    common = {
+        "experiment_id": api.experiment(args.experiment),
+        "job_name": args.name or f"{name} {datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
+        "params": arguments,
+        "pipeline_id": pipeline_id,
+        "version_id": version_id,
+        "pipeline_root": args.pipeline_root,
+        "service_account": args.service_account,
+    }
+    if args.command == "schedule":
+        made = api.call(
+            api.client.create_recurring_run,
+            cron_expression=args.cron,
+            interval_second=args.every,
+            max_concurrency=1,
+            no_catchup=True,
+            **common,
+        )
+        print(f"recurring run {made.display_name}: {made.recurring_run_id}")
+        return
+    run = api.call(api.client.run_pipeline, **common)
+    print(f"run {run.run_id}: {api.endpoint}/#/runs/details/{run.run_id}", flush=True)
+    if not args.no_wait:
+        _wait(api, run.run_id, package.tasks, args)
+
+
+def _wait(api: Api, run_id: str, tasks: Sequence[str], args: argparse.Namespace) -> None:
+    run = wait(api, run_id, tasks, args.timeout, args.interval)
+    if run.state != "SUCCEEDED":
+        namespace = args.pod_namespace or args.namespace or "kubeflow"
+        raise DeployError(failure(run, run_id, namespace, tasks), FAILED)
+    print(f"run {run_id}: succeeded")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point; see the module's docstring for the exit codes."""
+    try:
+        _execute(_parser().parse_args(arguments))
+    except DeployError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        print("interrupted; a run that was started goes on.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
