@@ -12,86 +12,15 @@ refuses, 4 the time to wait is over (the run goes on).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
+from typing import NoReturn
 
 from pipeline.kubeflow_api import FAILED, USAGE, Api, DeployError, failure, wait
-
-
-class Package:
-    """A compiled pipeline.
-
-    Args:
-      path: What kubeflow/runner.py wrote.
-
-    Raises:
-      DeployError: It is no pipeline package.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            content = path.read_bytes()
-            spec = next(iter(yaml.safe_load_all(content)))
-            self.name: str = spec["pipelineInfo"]["name"]
-            root = spec["root"]
-            self.tasks: list[str] = list(root["dag"]["tasks"])
-        except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError) as error:
-            raise DeployError(
-                f"{path} is no pipeline package ({type(error).__name__}: {error}): "
-                "compile one with kubeflow/runner.py.",
-                USAGE,
-            ) from error
-        self.parameters: dict[str, Any] = root.get("inputDefinitions", {}).get("parameters", {})
-        # The same package is the same version, and uploaded once.
-        self.version = hashlib.sha256(content).hexdigest()[:12]
-
-    def arguments(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Reads NAME=VALUE texts, by the types of the pipeline's parameters.
-
-        Raises:
-          DeployError: A parameter is unknown, has no such value, or has none at all.
-        """
-        values: dict[str, Any] = {}
-        for text in texts:
-            name, equals, value = text.partition("=")
-            if not equals or name not in self.parameters:
-                known = ", ".join(sorted(self.parameters)) or "none"
-                raise DeployError(
-                    f"--param {text!r}: write NAME=VALUE; {self.path} has the parameters: {known}.",
-                    USAGE,
-                )
-            kind = self.parameters[name].get("parameterType", "STRING")
-            values[name] = _parse(name, value, kind)
-        for name, definition in self.parameters.items():
-            if name not in values and not (definition.keys() & {"defaultValue", "isOptional"}):
-                raise DeployError(f"the pipeline wants a value: --param {name}=…", USAGE)
-        return values
-
-
-def _parse(name: str, value: str, kind: str) -> Any:
-    if kind == "STRING":
-        return value
-    wanted: dict[str, tuple[type, ...]] = {
-        "NUMBER_INTEGER": (int,),
-        "NUMBER_DOUBLE": (int, float),
-        "BOOLEAN": (bool,),
-        "LIST": (list,),
-        "STRUCT": (dict,),
-    }
-    with contextlib.suppress(yaml.YAMLError):
-        parsed = yaml.safe_load(value)
-        if isinstance(parsed, wanted[kind]) and (kind == "BOOLEAN" or not isinstance(parsed, bool)):
-            return parsed
-    raise DeployError(f"--param {name}={value}: it is to be a {kind}.", USAGE)
+from pipeline.kubeflow_package import Package, PackageError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -210,9 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point; see the module's docstring for the exit codes."""
     try:
         _execute(_parser().parse_args(arguments))
-    except DeployError as error:
+    except (DeployError, PackageError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.code)
+        sys.exit(error.code if isinstance(error, DeployError) else USAGE)
     except KeyboardInterrupt:
         print("interrupted; a run that was started goes on.", file=sys.stderr)
         sys.exit(130)
