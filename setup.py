@@ -27,6 +27,7 @@ setup(
     entry_points={
         "console_scripts": [
             "vit-pipeline = pipeline.local_runner:main",
+            "vit-client = serving.client:main",
             "vit-predict = serving.predict:main",
             "vit-server = serving.server.__main__:main",
             # TFX's own command line, which cannot list, show or delete local runs, and can here.

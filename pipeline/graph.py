@@ -28,6 +28,8 @@ from components.example_gen.component import Cifar100ExampleGen
 from components.example_gen.executor import SPLITS, TEST, TRAIN, VALIDATION
 from components.pusher.component import AtomicPusher
 from components.schema_gen.component import CuratedSchemaGen
+from components.serving_validator.component import ServingValidator
+from serving import client
 from trainer.presets import OVERRIDES, Preset
 
 # Names of the metrics, in Evaluator's results as in Keras's history.
@@ -35,6 +37,8 @@ TOP_1 = "top_1_accuracy"
 TOP_5 = "top_5_accuracy"
 
 SCHEMA_FILE = os.path.join(os.path.dirname(__file__), "schema", "schema.pbtxt")
+# With which models are served: they are warmed up for its batch sizes.
+BATCHING_FILE = os.path.join(os.path.dirname(client.__file__), "config", "batching.config")
 
 # Dotted paths rather than module files: the package is installed wherever components run, so
 # nothing is packed into a wheel and unpacked again. TFX's cache does not see changes behind a
@@ -166,9 +170,12 @@ def create_pipeline(
         baseline_model=baseline.outputs["baseline"],
         eval_config=evaluation_config(gate),
     ).with_id("Evaluator")
+    serving_validator = ServingValidator(
+        model=model, examples=examples, split=TEST, batching_file=BATCHING_FILE
+    )
     pusher = AtomicPusher(
-        model=model,
         model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=serving_validator.outputs["blessing"],
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=serving_dir)
         ),
@@ -183,6 +190,7 @@ def create_pipeline(
         transform,
         trainer,
         baseline,
+        serving_validator,
         evaluator,
         pusher,
     ]

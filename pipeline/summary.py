@@ -115,12 +115,22 @@ def _superclass_lines(model: metadata_store_pb2.Artifact, evaluation_uri: str) -
 
 def _push_lines(run: Run, evaluation_uri: str) -> list[str]:
     validation = tfma.load_validation_result(evaluation_uri)
-    if not validation.validation_ok:
-        reasons = rejection_reasons(validation)
-        return ["NOT BLESSED, not pushed:", *(f"  {reason}" for reason in reasons)]
+    serving = _output(run, "ServingValidator", "blessing")
+    reasons = [] if validation.validation_ok else rejection_reasons(validation)
+    report = _serving_report(serving)
+    reasons += [f"ServingValidator: {problem}" for problem in report["problems"]]
+    if reasons:
+        lines = ["NOT BLESSED, not pushed:", *(f"  {reason}" for reason in reasons)]
+        if report["problems"]:
+            lines += [f"(to validate it again: rm -r {_short(serving.uri)} and the same command)"]
+        return lines
     pushed = _output(run, "Pusher", "pushed_model").custom_properties
     destination = pushed["pushed_destination"].string_value
-    lines = ["BLESSED: reached every threshold"]
+    latency = report["latency"]["serving_default"]
+    lines = [
+        "BLESSED: reached every threshold; answers as trained when it is served "
+        f"(an image in {latency['p50_ms']:.1f} ms, p99 {latency['p99_ms']:.1f} ms)",
+    ]
     if os.path.exists(destination):
         return [*lines, f"pushed to {_short(destination)}"]
     copy = _output(run, "Pusher", "pushed_model").uri
@@ -129,6 +139,12 @@ def _push_lines(run: Run, evaluation_uri: str) -> list[str]:
         f"pushed earlier to {_short(destination)}, which was removed since",
         f"(to push it again: rm -r {_short(copy)} and the same command)",
     ]
+
+
+def _serving_report(blessing: metadata_store_pb2.Artifact) -> dict[str, Any]:
+    with open(os.path.join(blessing.uri, "report.json")) as file:
+        report: dict[str, Any] = json.load(file)
+    return report
 
 
 def rejection_reasons(validation: Any) -> list[str]:

@@ -12,15 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from serving.images import ServingError, answers, as_text, find_images, read
 from serving.quiet import quiet_tensorflow
 
 SIGNATURE_NAME = "serving_bytes"
-_SUFFIXES = (".png", ".jpg", ".jpeg")
 _BATCH_SIZE = 64
-
-
-class ServingError(ValueError):
-    """The model or an image cannot be used; the message says what to do."""
 
 
 def find_version(model_dir: Path) -> Path:
@@ -45,30 +41,6 @@ def find_version(model_dir: Path) -> Path:
             "(its summary names it)."
         )
     return max(numbered, key=lambda path: int(path.name))
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Lists image files.
-
-    Args:
-      paths: PNG and JPEG files, and folders that are searched for such files.
-
-    Raises:
-      ServingError: A path does not exist, or a folder has no images.
-    """
-    images = []
-    for path in paths:
-        if path.is_dir():
-            files = (p for p in path.rglob("*") if p.is_file())
-            found = sorted(p for p in files if p.suffix.lower() in _SUFFIXES)
-            if not found:
-                raise ServingError(f"{path} has no {', '.join(_SUFFIXES)} files.")
-            images += found
-        elif path.is_file():
-            images.append(path)
-        else:
-            raise ServingError(f"{path} does not exist.")
-    return images
 
 
 def classify(model_dir: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -100,29 +72,14 @@ def classify(model_dir: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]
         ) from None
     for begin in range(0, len(images), _BATCH_SIZE):
         batch = images[begin : begin + _BATCH_SIZE]
-        contents = [_read(path) for path in batch]
+        contents = [read(path) for path in batch]
         try:
             outputs = signature(image_bytes=tf.constant(contents))
         except tf.errors.InvalidArgumentError:
             broken = [p for p, c in zip(batch, contents) if not _is_image(c)]
             names = ", ".join(map(str, broken or batch))
             raise ServingError(f"not a PNG or JPEG image: {names}.") from None
-        columns = {
-            "name": outputs["top_5_names"].numpy().astype(str),
-            "superclass": outputs["top_5_coarse_names"].numpy().astype(str),
-            "id": outputs["top_5_ids"].numpy(),
-            "probability": outputs["top_5_probabilities"].numpy(),
-        }
-        for row, path in enumerate(batch):
-            top = zip(*(values[row].tolist() for values in columns.values()))
-            yield {"image": str(path), "classes": [dict(zip(columns, values)) for values in top]}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ServingError(f"{path} cannot be read: {error.strerror}.") from error
+        yield from answers(batch, {name: value.numpy() for name, value in outputs.items()})
 
 
 def _is_image(content: bytes) -> bool:
@@ -150,17 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         for result in classify(options.model, find_images(options.images)):
-            print(json.dumps(result) if options.json else _as_text(result), flush=True)
+            print(json.dumps(result) if options.json else as_text(result), flush=True)
     except ServingError as error:
         _fail(error)
-
-
-def _as_text(result: dict[str, Any]) -> str:
-    rows = [
-        f"  {item['probability']:7.2%}  {item['name']} ({item['superclass']})"
-        for item in result["classes"]
-    ]
-    return "\n".join([result["image"], *rows])
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from trainer import callbacks, export, model, presets, schedule
+from trainer import callbacks, export, known_answers, model, presets, schedule
 from trainer.input import make_dataset, read_examples
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def run_fn(fn_args: FnArgs) -> None:
         shuffle_seed=config["seed"],
     )
     del images  # 150 MB; the dataset holds a copy
+    validation_images, validation_labels = read_examples(fn_args.eval_files)
     validation = make_dataset(
-        *read_examples(fn_args.eval_files), transform_output, batch_size=preset.batch_size
+        validation_images, validation_labels, transform_output, batch_size=preset.batch_size
     )
 
     classes = len(card["fine_label_names"])
@@ -96,7 +97,13 @@ def run_fn(fn_args: FnArgs) -> None:
         transform_output,
         export.class_names(card),
         fn_args.serving_model_dir,
-        {TRAINING_REPORT_FILE: report, DATASET_CARD_FILE: card},
+        {
+            TRAINING_REPORT_FILE: report,
+            DATASET_CARD_FILE: card,
+            known_answers.KNOWN_ANSWERS_FILE: known_answers.compute(
+                network, validation_images, validation
+            ),
+        },
     )
     # Only now, so that a full disk while exporting does not cost the training.
     tf.io.gfile.rmtree(checkpoints)

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 from tfx import types
 from tfx.components.pusher import executor as pusher_executor
 from tfx.dsl.io import fileio
@@ -32,6 +33,18 @@ class Executor(pusher_executor.Executor):
     TFX's own executor copies straight into the version folder: a full disk or a killed process
     leaves a version that model servers try to load.
     """
+
+    def CheckBlessing(self, input_dict: dict[str, list[types.Artifact]]) -> bool:
+        """See base class, which would do with either blessing, and even without any."""
+        keys = (
+            standard_component_specs.MODEL_BLESSING_KEY,
+            standard_component_specs.INFRA_BLESSING_KEY,
+        )
+        missing = [key for key in keys if not input_dict.get(key)]
+        if missing:
+            logging.error("Nothing is pushed without %s.", " and ".join(missing))
+            return False
+        return bool(super().CheckBlessing(input_dict))
 
     def Do(
         self,

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from components.dataset import format as dataset_format
@@ -24,7 +25,7 @@ from pipeline.run_history import lock_holder
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMPONENTS = (
     "ExampleGen", "SchemaGen", "StatisticsGen", "ExampleValidator", "DataGate",
-    "Transform", "Trainer", "Baseline", "Evaluator", "Pusher",
+    "Transform", "Trainer", "Baseline", "ServingValidator", "Evaluator", "Pusher",
 )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) ->
 
 def _states(output: str) -> dict[str, str]:
     """Component -> what is printed behind it: a time, or `cached`."""
-    lines = re.findall(r"^(?:\[ ?\d+/10\]|       ) (\w+) +(cached|[\d.]+ s)$", output, re.M)
+    lines = re.findall(r"^(?:\[ ?\d+/11\]|       ) (\w+) +(cached|[\d.]+ s)$", output, re.M)
     return dict(lines)
 
 
@@ -140,7 +141,11 @@ def test_the_first_run_pushes_a_model(project: Project):
         r"epoch +2 +loss \d\.\d{3} +validation top-1 0\.\d{3} +top-5 0\.\d{3}", summary
     )
     assert re.search(r"test top-1 0\.\d{4} +top-5 0\.\d{4} +\(500 images\)", summary)
-    assert "BLESSED" in summary
+    assert re.search(
+        r"BLESSED: reached every threshold; answers as trained when it is served \(an image in "
+        r"\d+\.\d ms, p99 \d+\.\d ms\)",
+        summary,
+    )
     (version,) = project.versions()
     assert f"pushed to {version}" in summary
     assert "vit-predict --model" in summary
@@ -159,6 +164,11 @@ def test_the_pushed_model_carries_what_it_was_made_from(project: Project):
     names = dataset_format.read_label_names(project.data)
     assert card["fine_label_names"] == list(names.fine)
     assert card["coarse_label_names"] == list(names.coarse)
+    # And what a model server wants: each signature at each batch size of serving/config.
+    warmup = tf.data.TFRecordDataset(
+        str(version / "assets.extra" / "tf_serving_warmup_requests")
+    ).as_numpy_iterator()
+    assert len(list(warmup)) == 3 * 6
 
 
 def test_the_pushed_model_answers_with_class_names(project: Project, tmp_path: Path, run_module):

@@ -23,6 +23,7 @@ COMPONENTS = [
     "Transform",
     "Trainer",
     "Baseline",
+    "ServingValidator",
     "Evaluator",
     "Pusher",
 ]
@@ -85,7 +86,9 @@ def test_no_component_runs_before_those_it_depends_on(
         ("Trainer", ["ExampleGen", "SchemaGen", "Transform"]),
         ("Baseline", ["Trainer"]),
         ("Evaluator", ["Baseline", "ExampleGen", "Trainer"]),
-        ("Pusher", ["Evaluator", "Trainer"]),
+        ("ServingValidator", ["ExampleGen", "Trainer"]),
+        # The model that is pushed is the one that was served.
+        ("Pusher", ["Evaluator", "ServingValidator"]),
     ],
 )
 def test_edges(compiled: dict[str, pipeline_pb2.PipelineNode], component: str, upstream: list[str]):
@@ -141,6 +144,9 @@ def test_settings_reach_their_components(components: dict[str, Any]):
     assert components["Baseline"].exec_properties["serving_dir"] == "/serving/vit"
     destination = json.loads(components["Pusher"].exec_properties["push_destination"])
     assert destination == {"filesystem": {"base_directory": "/serving/vit"}}
+    validator = components["ServingValidator"].exec_properties
+    assert validator["split"] == "test"
+    assert "allowed_batch_sizes: 32" in validator["batching_parameters"]
     gate = components["DataGate"].exec_properties
     assert json_utils.loads(gate["expected_splits"]) == ["train", "validation", "test"]
     assert json_utils.loads(gate["byte_lengths"]) == {"image": 3072}

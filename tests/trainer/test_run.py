@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -22,7 +23,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from components.dataset import format as binary
 from components.dataset import synthetic
-from trainer import export, preprocessing, run
+from trainer import export, known_answers, preprocessing, run
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, VALIDATION = 180, 60
@@ -182,6 +183,15 @@ def test_served_model_is_the_trained_one(finished: Path, inputs: Inputs):
     hits = outputs["top_5_ids"].numpy() == labels[:, None]
     np.testing.assert_allclose(hits[:, 0].mean(), last["val_top_1_accuracy"], atol=1e-6)
     np.testing.assert_allclose(hits.any(axis=1).mean(), last["val_top_5_accuracy"], atol=1e-6)
+
+
+def test_known_answers_are_those_of_the_served_model(finished: Path, inputs: Inputs):
+    model = finished / "model" / "Format-Serving"
+    known = json.loads((model / "assets.extra" / known_answers.KNOWN_ANSWERS_FILE).read_text())
+    images = inputs.validation_images[:32]
+    assert [base64.b64decode(image) for image in known["images"]] == [x.tobytes() for x in images]
+    outputs = tf.saved_model.load(str(model)).signatures["serving_default"](tf.constant(images))
+    np.testing.assert_allclose(known["probabilities"], outputs["probabilities"], atol=1e-6)
 
 
 def test_class_names_are_those_of_the_data(finished: Path, inputs: Inputs):

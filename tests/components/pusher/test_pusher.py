@@ -15,19 +15,22 @@ from components.pusher.component import AtomicPusher
 from components.pusher.executor import Executor, PushError, staging_folder
 
 WEIGHTS = b"w" * 100_000
+STAMPED = "stamped_model"  # TFX's name
 
 
-def make_model(folder: Path, weights: bytes = WEIGHTS) -> types.Artifact:
-    """A Model artifact with files where Trainer's export has them."""
-    model = standard_artifacts.Model()
-    model.uri = str(folder)
-    export = folder / "Format-Serving"
+def make_model(folder: Path, weights: bytes = WEIGHTS, blessed: bool = True) -> types.Artifact:
+    """An InfraBlessing with a model's files where ServingValidator leaves them."""
+    blessing = standard_artifacts.InfraBlessing()
+    blessing.uri = str(folder)
+    blessing.set_int_custom_property("blessed", int(blessed))
+    blessing.set_int_custom_property("has_model", 1)
+    export = folder / STAMPED
     (export / "variables").mkdir(parents=True)
     (export / "variables" / "variables.data").write_bytes(weights)
     (export / "assets.extra").mkdir()
     (export / "assets.extra" / "training.json").write_text("{}")
     (export / "saved_model.pb").write_bytes(b"graph")
-    return model
+    return blessing
 
 
 def push(
@@ -35,7 +38,7 @@ def push(
 ) -> types.Artifact:
     """Runs the executor with the component's own properties."""
     component = AtomicPusher(
-        model=tfx.dsl.Channel(type=standard_artifacts.Model),
+        infra_blessing=tfx.dsl.Channel(type=standard_artifacts.InfraBlessing),
         model_blessing=tfx.dsl.Channel(type=standard_artifacts.ModelBlessing),
         push_destination=tfx.proto.PushDestination(
             filesystem=tfx.proto.PushDestination.Filesystem(base_directory=str(serving_dir))
@@ -47,7 +50,7 @@ def push(
     pushed = standard_artifacts.PushedModel()
     pushed.uri = str(output)
     Executor().Do(
-        {"model": [model], "model_blessing": [blessing]},
+        {"infra_blessing": [model], "model_blessing": [blessing]},
         {"pushed_model": [pushed]},
         component.exec_properties,
     )
@@ -79,12 +82,29 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_model_that_is_not_blessed_is_not_pushed(tmp_path: Path):
-    model = make_model(tmp_path / "model")
-    pushed = push(tmp_path / "serving", model, blessed=False, output=tmp_path / "pushed")
+@pytest.mark.parametrize(
+    ("by_evaluator", "by_serving_validator"), [(False, True), (True, False), (False, False)]
+)
+def test_model_that_is_not_blessed_twice_is_not_pushed(
+    tmp_path: Path, by_evaluator: bool, by_serving_validator: bool
+):
+    model = make_model(tmp_path / "model", blessed=by_serving_validator)
+    pushed = push(tmp_path / "serving", model, blessed=by_evaluator, output=tmp_path / "pushed")
     assert not (tmp_path / "serving").exists()
     assert pushed.get_int_custom_property("pushed") == 0
     assert not pushed.has_custom_property("pushed_destination")
+
+
+@pytest.mark.parametrize("missing", ["model_blessing", "infra_blessing"])
+def test_a_missing_blessing_is_no_blessing(missing: str):
+    artifacts = {
+        "model_blessing": [standard_artifacts.ModelBlessing()],
+        "infra_blessing": [standard_artifacts.InfraBlessing()],
+    }
+    for (artifact,) in artifacts.values():
+        artifact.set_int_custom_property("blessed", 1)
+    assert Executor().CheckBlessing(artifacts)
+    assert not Executor().CheckBlessing({**artifacts, missing: []})
 
 
 def test_blessed_model_becomes_a_whole_version(tmp_path: Path):
@@ -93,7 +113,7 @@ def test_blessed_model_becomes_a_whole_version(tmp_path: Path):
     pushed = push(tmp_path / "serving", model, blessed=True, output=tmp_path / "pushed")
     (version,) = os.listdir(tmp_path / "serving")
     assert before <= int(version) <= time.time()
-    assert tree(tmp_path / "serving" / version) == tree(tmp_path / "model" / "Format-Serving")
+    assert tree(tmp_path / "serving" / version) == tree(tmp_path / "model" / STAMPED)
     assert pushed.get_int_custom_property("pushed") == 1
     assert pushed.get_string_custom_property("pushed_version") == version
     destination = pushed.get_string_custom_property("pushed_destination")
@@ -125,7 +145,7 @@ def test_left_over_of_a_killed_push_is_cleared(tmp_path: Path):
     push(tmp_path / "serving", model, blessed=True, output=tmp_path / "pushed")
     (version,) = os.listdir(tmp_path / "serving")
     assert [version] == versions(str(tmp_path / "serving"))
-    assert tree(tmp_path / "serving" / version) == tree(tmp_path / "model" / "Format-Serving")
+    assert tree(tmp_path / "serving" / version) == tree(tmp_path / "model" / STAMPED)
 
 
 def test_full_disk_leaves_the_version_before_and_nothing_else(tmp_path: Path):

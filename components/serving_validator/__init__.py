@@ -1,0 +1,1 @@
+"""Queries the exported model as its clients will, before it is pushed."""
