@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import keras
+from keras import ops
 
 from trainer.presets import Preset
 
@@ -47,3 +51,91 @@ def augmentation_layers(preset: Preset) -> list[keras.layers.Layer]:
         for layer in layers:
             layer.supports_jit = True
     return layers
+
+
+@keras.saving.register_keras_serializable(package="vit")
+class RandomProjection(keras.layers.Layer):
+    """The chain of `augmentation_layers` as one resampling of the image.
+
+    Flip, rotation and zoom are affine maps of the plane, and so is what they make together. The
+    chain resamples three times, and in the `notebook` preset after the resize to 224 x 224; this
+    resamples once, before it. Each image's map is drawn as the chain's layers draw theirs, in the
+    same order and from as many generators, so with the same seeds it is the same map.
+
+    Input and output: images [B, height, width, C] of the compute dtype; unchanged at inference.
+
+    Args:
+        flip: See `Preset.random_flip`.
+        rotation: See `Preset.random_rotation`.
+        zoom: See `Preset.random_zoom`.
+        **kwargs: `keras.layers.Layer` arguments.
+    """
+
+    def __init__(self, flip: bool, rotation: float, zoom: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.flip = flip
+        self.rotation = rotation
+        self.zoom = zoom
+        for step in ("flip", "rotation", "zoom"):
+            if getattr(self, step):
+                setattr(self, f"{step}_generator", keras.random.SeedGenerator())
+        # See `augmentation_layers`.
+        self.supports_jit = keras.config.backend() != "tensorflow"
+
+    def random_transforms(self, batch: Any, height: int, width: int) -> Any:
+        """Draws a map for each image.
+
+        Args:
+            batch: Number of images.
+            height: Of the images, in pixels.
+            width: Of the images, in pixels.
+
+        Returns:
+            float32 [batch, 8] for `keras.ops.image.affine_transform`: from a pixel of the output to
+            where its value is taken from.
+        """
+        one, zero = ops.ones((batch,)), ops.zeros((batch,))
+        mirror, angle, zoom_x, zoom_y = one, zero, one, one
+        if self.flip:
+            draw = keras.random.uniform((batch,), seed=self.flip_generator)
+            mirror = ops.where(draw <= 0.5, -one, one)
+        if self.rotation:
+            limit = 2 * math.pi * self.rotation
+            angle = keras.random.uniform((batch,), -limit, limit, seed=self.rotation_generator)
+        if self.zoom:
+            low, high = 1 - self.zoom, 1 + self.zoom
+            zoom_y = keras.random.uniform((batch,), low, high, seed=self.zoom_generator)
+            zoom_x = keras.random.uniform((batch,), low, high, seed=self.zoom_generator)
+        # Around the centre of the image; the chain's order is flip, rotation, zoom, and a map from
+        # output to input takes them backwards. y points down, as in images.
+        cos, sin = ops.cos(angle), ops.sin(angle)
+        a, b = mirror * cos * zoom_x, mirror * -sin * zoom_y
+        c, d = sin * zoom_x, cos * zoom_y
+        x, y = (width - 1) / 2, (height - 1) / 2
+        shift_x, shift_y = x - a * x - b * y, y - c * x - d * y
+        return ops.stack([a, b, shift_x, c, d, shift_y, zero, zero], axis=1)
+
+    def call(self, images: Any, training: bool | None = None) -> Any:
+        """Transforms images [B, height, width, C], each its own way."""
+        if not training:
+            return images
+        batch, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
+        return ops.image.affine_transform(
+            images,
+            self.random_transforms(batch, height, width),
+            interpolation="bilinear",
+            fill_mode="reflect",
+        )
+
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns the input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "flip": self.flip,
+            "rotation": self.rotation,
+            "zoom": self.zoom,
+        }

@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from trainer import preprocessing
+from trainer import inference, preprocessing
 
 SERVING_DEFAULT = "serving_default"
 SERVING_BYTES = "serving_bytes"
@@ -137,6 +137,7 @@ def build_archive(
         raise ExportError(f"{len(class_names.fine)} class names for {num_classes} logits")
     check_parity(transform_output)
     mean, variance = channel_statistics(transform_output)
+    model = inference.for_inference(model)
     names, coarse_names = (tf.constant(list(names)) for names in class_names)
 
     def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:

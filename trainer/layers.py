@@ -160,6 +160,8 @@ class MLP(keras.layers.Layer):
         ValueError: `hidden_units` is empty.
     """
 
+    dropout_class: type[keras.layers.Layer] = keras.layers.Dropout
+
     def __init__(self, hidden_units: Sequence[int], dropout_rate: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not hidden_units:
@@ -173,7 +175,7 @@ class MLP(keras.layers.Layer):
             for index, units in enumerate(self.hidden_units)
         ]
         self.dropout_layers = [
-            keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name=f"dropout_{index}")
+            self.dropout_class(dropout_rate, dtype=self.dtype_policy, name=f"dropout_{index}")
             for index in range(len(self.hidden_units))
         ]
 
@@ -229,6 +231,8 @@ class TransformerBlock(keras.layers.Layer):
         ValueError: `mlp_units` is empty, or (when built) does not end with D.
     """
 
+    mlp_class: type[MLP] = MLP
+
     def __init__(
         self,
         num_heads: int,
@@ -253,7 +257,7 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp_norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="mlp_norm"
         )
-        self.mlp = MLP(self.mlp_units, dropout_rate, dtype=self.dtype_policy, name="mlp")
+        self.mlp = self.mlp_class(self.mlp_units, dropout_rate, dtype=self.dtype_policy, name="mlp")
 
     def build(self, input_shape: Shape) -> None:
         """Creates the variables of the four sub-layers."""

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import keras
 
-from trainer.augment import augmentation_layers
+from trainer.augment import RandomProjection, augmentation_layers
+from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
 from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
 from trainer.presets import Preset
 
@@ -19,6 +20,7 @@ def build_model(
     num_classes: int = 100,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     seed: int | None = None,
+    plain: bool = False,
 ) -> keras.Model:
     """Builds an untrained, uncompiled classifier of normalized images.
 
@@ -31,6 +33,10 @@ def build_model(
         input_shape: Height, width and channels of the images.
         seed: Fixes the initial weights and the streams of dropout and augmentation (the same seed
             gives the same model on the same backend); None draws fresh ones.
+        plain: Compute as the reference does, step by step, in place of `trainer/fast_layers.py`.
+            The variables are the same ones, and the outputs up to rounding. In training the fast
+            layers draw other random numbers, and augmentation resamples images once and before
+            they are resized.
 
     Returns:
         A model from `image`, normalized float32 [N, *input_shape], to logits, float32
@@ -47,24 +53,19 @@ def build_model(
             f"each at least 1."
         )
     with _default_seeds(seed):
-        return _build(preset, num_classes, tuple(input_shape))
+        return _build(preset, num_classes, tuple(input_shape), plain)
 
 
-def _build(preset: Preset, num_classes: int, input_shape: tuple[int, ...]) -> keras.Model:
-    size = preset.image_size
+def _build(
+    preset: Preset, num_classes: int, input_shape: tuple[int, ...], plain: bool
+) -> keras.Model:
     image = keras.Input(input_shape, dtype="float32", name="image")  # (B, H, W, C)
-    x = image
-    if input_shape[:2] != (size, size):
-        resize = keras.layers.Resizing(
-            size, size, interpolation="bilinear", dtype="float32", name="resize"
-        )
-        x = resize(x)  # (B, size, size, C)
-    for layer in augmentation_layers(preset):
-        x = layer(x)  # (B, size, size, C)
-    x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
-    x = PatchEmbedding(preset.projection_dim, name="patch_embedding")(x)  # (B, N, D)
+    x = _embed_plainly(preset, image) if plain else _embed(preset, image)  # (B, N, D)
+    # Below that width the products of projections are larger than the projections.
+    fuse = not plain and preset.key_dim >= preset.projection_dim
+    block_class = FusedTransformerBlock if fuse else TransformerBlock
     for index in range(preset.transformer_layers):
-        block = TransformerBlock(
+        block = block_class(
             num_heads=preset.num_heads,
             key_dim=preset.key_dim,
             mlp_units=preset.transformer_units,
@@ -82,6 +83,38 @@ def _build(preset: Preset, num_classes: int, input_shape: tuple[int, ...]) -> ke
     # float32 so that the softmax of the loss and the served probabilities do not lose digits.
     logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
     return keras.Model(image, logits, name=preset.name)
+
+
+def _embed_plainly(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
+    """Resize, augment, cut, project: images [B, H, W, C] to tokens [B, N, D]."""
+    size = preset.image_size
+    if x.shape[1:3] != (size, size):
+        resize = keras.layers.Resizing(
+            size, size, interpolation="bilinear", dtype="float32", name="resize"
+        )
+        x = resize(x)  # (B, size, size, C)
+    for layer in augmentation_layers(preset):
+        x = layer(x)  # (B, size, size, C)
+    x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
+    return PatchEmbedding(preset.projection_dim, name="patch_embedding")(x)  # (B, N, D)
+
+
+def _embed(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
+    """The same, augmented by one resampling at the images' own size, and resized in the fold."""
+    if preset.random_flip or preset.random_rotation or preset.random_zoom:
+        # float32 whatever the policy: see `augmentation_layers`.
+        augment = RandomProjection(
+            preset.random_flip,
+            preset.random_rotation,
+            preset.random_zoom,
+            dtype="float32",
+            name="augmentation",
+        )
+        x = augment(x)  # (B, H, W, C)
+    embedding = FoldedPatchEmbedding(
+        preset.projection_dim, preset.image_size, preset.patch_size, name="patch_embedding"
+    )
+    return embedding(x)  # (B, N, D)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from trainer.augment import augmentation_layers
+from trainer.augment import RandomProjection, augmentation_layers
 from trainer.presets import get_preset
 
 
@@ -87,3 +87,77 @@ def test_steps_keep_float32_under_mixed_precision() -> None:
         assert _apply(_images(), training=True).dtype == np.float32
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def _with_the_seeds_of(projection: RandomProjection, chain: list[Any]) -> None:
+    """Makes a projection draw what a chain of Keras's layers will draw."""
+    ours = [v for v in projection.variables if "seed_generator" in v.path]
+    theirs = [v for layer in chain for v in layer.variables if "seed_generator" in v.path]
+    assert len(ours) == len(theirs) == 3
+    for mine, other in zip(ours, theirs):
+        mine.assign(other)
+
+
+def _chain_and_projection() -> tuple[list[Any], RandomProjection]:
+    preset = get_preset("notebook")
+    projection = RandomProjection(preset.random_flip, preset.random_rotation, preset.random_zoom)
+    return augmentation_layers(preset), projection
+
+
+def _train(layers: list[Any], images: Any) -> np.ndarray:
+    for layer in layers:
+        images = layer(images, training=True)
+    return ops.convert_to_numpy(images)
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_projection_maps_pixels_where_the_chain_does(size: int) -> None:
+    # An image whose values are its pixels' coordinates shows where each came from: bilinear
+    # resampling of a ramp is exact, once as well as three times.
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    ramp = np.repeat(np.stack([x, y], axis=-1)[None], 64, axis=0)
+    chain, projection = _chain_and_projection()
+    _with_the_seeds_of(projection, chain)
+    expected, actual = _train(chain, ramp), _train([projection], ramp)
+    # Not what came by reflection at the border, which the chain does up to twice.
+    inside = np.all((expected > 0.2 * size) & (expected < 0.8 * size), axis=-1)
+    assert inside.mean() > 0.25
+    np.testing.assert_allclose(actual[inside], expected[inside], atol=1e-3 * size / 32)
+
+
+def test_projection_of_small_images_is_that_of_resized_ones() -> None:
+    # What the fast model does, projection then resize, against the reference's resize then chain.
+    low = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype(np.float32)
+    images = ops.convert_to_numpy(ops.image.resize(low, (32, 32), interpolation="bicubic"))
+    chain, projection = _chain_and_projection()
+    _with_the_seeds_of(projection, chain)
+    expected = _train(chain, ops.image.resize(images, (224, 224)))
+    actual = ops.convert_to_numpy(ops.image.resize(_train([projection], images), (224, 224)))
+    error = np.sqrt(np.mean((actual - expected) ** 2)) / expected.std()
+    unmatched = np.sqrt(np.mean((np.roll(actual, 1, axis=0) - expected) ** 2)) / expected.std()
+    assert error < 0.1 < 1 < unmatched
+
+
+def test_projection_draws_the_chains_distribution() -> None:
+    _, projection = _chain_and_projection()
+    a, b, _, c, d, *_ = ops.convert_to_numpy(projection.random_transforms(20_000, 32, 32)).T
+    # a, b, c, d are mirror·cos·zoom_x, -mirror·sin·zoom_y, sin·zoom_x and cos·zoom_y.
+    mirror, turn = np.sign(a), np.arctan2(c, np.abs(a)) / (2 * np.pi)
+    zoom_x, zoom_y = np.hypot(a, c), np.hypot(b, d)
+    assert abs(mirror.mean()) < 0.03
+    for drawn, low, high in ((turn, -0.02, 0.02), (zoom_x, 0.8, 1.2), (zoom_y, 0.8, 1.2)):
+        share = np.sort((drawn - low) / (high - low))
+        # Kolmogorov and Smirnov's distance from the uniform distribution; 2 / √n: p < 0.001.
+        assert np.abs(share - np.linspace(0, 1, len(share))).max() < 2 / np.sqrt(len(share))
+    for first, second in ((mirror, turn), (turn, zoom_x), (zoom_x, zoom_y), (mirror, zoom_y)):
+        assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
+
+
+def test_projection_acts_in_training_only_and_survives_its_configuration() -> None:
+    _, projection = _chain_and_projection()
+    np.testing.assert_array_equal(projection(_images(), training=False), _images())
+    copy = keras.layers.deserialize(keras.layers.serialize(projection))
+    assert copy.get_config() == projection.get_config()
+    still = RandomProjection(False, 0.0, 0.0)
+    np.testing.assert_allclose(_train([still], _images()), _images(), atol=1e-6)
+    assert still.variables == []

@@ -36,7 +36,7 @@ def train(preset, steps):
     logits = model.predict_on_batch(images)
     before = model.get_weights()
     losses = [float(model.train_on_batch(images, labels)) for _ in range(steps)]
-    moved = [bool((a != b).any()) for a, b in zip(before, model.get_weights(), strict=True)]
+    moved = {w.path: bool((a != w).any()) for a, w in zip(before, model.weights, strict=True)}
     return {
         "losses": losses,
         "moved": moved,
@@ -89,4 +89,6 @@ def test_notebook_takes_a_step(result: dict) -> None:
 @pytest.mark.parametrize("preset", ["tiny", "notebook"])
 def test_every_weight_changes_in_one_compiled_program(result: dict, preset: str) -> None:
     assert result[preset]["jit_compile"] is True
-    assert all(result[preset]["moved"])
+    still = [path for path, moved in result[preset]["moved"].items() if not moved]
+    # A key's bias adds the same to the scores of all keys, which a softmax cancels.
+    assert still == (["block_0/attention/key/bias"] if preset == "notebook" else [])

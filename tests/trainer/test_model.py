@@ -31,7 +31,7 @@ def _logits(model: keras.Model, *, training: bool = False) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def notebook() -> keras.Model:
-    return build_model(get_preset("notebook"), seed=0)
+    return build_model(get_preset("notebook"), seed=0, plain=True)
 
 
 @pytest.fixture
@@ -116,6 +116,15 @@ def test_notebook_equals_the_reference_code(notebook: keras.Model) -> None:
     )
 
 
+@pytest.mark.parametrize("preset", ["notebook", "tiny"])
+def test_fast_and_plain_model_exchange_weights(preset: str) -> None:
+    fast = build_model(get_preset(preset), seed=1)
+    plain = build_model(get_preset(preset), seed=2, plain=True)
+    assert [w.path for w in fast.weights] == [w.path for w in plain.weights]
+    fast.set_weights(plain.get_weights())
+    np.testing.assert_allclose(_logits(fast), _logits(plain), atol=1e-5)
+
+
 def test_tiny_parameters() -> None:
     assert build_model(TINY).count_params() == 63_172
 
@@ -133,7 +142,7 @@ def test_linear_head() -> None:
 
 def test_resize_only_where_the_size_differs(notebook: keras.Model) -> None:
     assert "resize" in [layer.name for layer in notebook.layers]
-    assert "resize" not in [layer.name for layer in build_model(TINY).layers]
+    assert "resize" not in [layer.name for layer in build_model(TINY, plain=True).layers]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""The model for serving equals the trained one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from trainer.inference import for_inference
+from trainer.model import build_model
+from trainer.presets import get_preset
+
+
+def _trained_looking(preset: str, layers: int) -> keras.Model:
+    """A model whose biases, scales and shifts are away from the 0 and 1 they start at."""
+    network = build_model(
+        dataclasses.replace(get_preset(preset), transformer_layers=layers), seed=0
+    )
+    draw = np.random.default_rng(0)
+    network.set_weights(
+        [w + 0.05 * draw.normal(size=w.shape).astype(np.float32) for w in network.get_weights()]
+    )
+    return network
+
+
+@pytest.mark.parametrize("preset", ["notebook", "tiny"])
+def test_equals_the_network(preset: str) -> None:
+    network = _trained_looking(preset, 3)
+    images = np.random.default_rng(1).normal(size=(8, 32, 32, 3)).astype(np.float32)
+    before = network.get_weights()
+    frozen = for_inference(network)
+    for batch in (images, images[:1]):
+        logits = ops.convert_to_numpy(network(batch, training=False))
+        actual = ops.convert_to_numpy(frozen(batch, training=False))
+        np.testing.assert_allclose(actual, logits, atol=1e-5 * np.abs(logits).max())
+    for a, b in zip(before, network.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_holds_what_is_multiplied_out_and_no_random_state() -> None:
+    frozen = for_inference(_trained_looking("notebook", 1))
+    assert frozen.get_layer("patch_embedding").kernel.shape == (49, 7 * 7 * 3, 64)
+    assert frozen.get_layer("block_0").query_kernel.shape == (64, 4 * 64)
+    names = [layer.name for layer in frozen.layers]
+    assert "augmentation" not in names and "head_dropout" not in names
+    # Query and output projections, MLP, and their biases.
+    block = 64 * 256 + 256 + 256 * 64 + 64 + 64 * 128 + 128 + 128 * 64 + 64
+    assert frozen.get_layer("block_0").count_params() == block
+
+
+def test_leaves_other_models_alone() -> None:
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    assert for_inference(other) is other

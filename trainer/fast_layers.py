@@ -1,0 +1,264 @@
+"""The layers of `trainer/layers.py`, computed faster: same variables, same function.
+
+`set_weights(other.get_weights())` moves weights between a layer here and its plain counterpart in
+either direction, or between whole models. What differs is the order of the arithmetic (outputs
+agree to rounding) and, in training, which random numbers dropout draws (their distribution is the
+same).
+
+Shapes in comments: B images, N tokens, D = projection_dim, H heads, K = key_dim, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from trainer.layers import MLP, PatchEmbedding, Shape, TransformerBlock
+
+
+def resize_matrix(size: int, resized: int) -> np.ndarray:
+    """A bilinear resize of one axis, as the matrix that it is.
+
+    Args:
+        size: Pixels before.
+        resized: Pixels after.
+
+    Returns:
+        float32 [resized, size], the weights of `keras.layers.Resizing` (pixel centres at half
+        integers, the border repeated).
+    """
+    # In float32 like the backends', whose rounded positions are part of what they compute.
+    at = (np.arange(resized, dtype=np.float32) + np.float32(0.5)) * np.float32(size / resized)
+    at = np.clip(at - np.float32(0.5), 0, size - 1)
+    low = np.minimum(np.floor(at).astype(int), size - 1)
+    high = np.minimum(low + 1, size - 1)
+    matrix = np.zeros((resized, size), np.float32)
+    np.add.at(matrix, (np.arange(resized), low), 1 - (at - low))
+    np.add.at(matrix, (np.arange(resized), high), at - low)
+    return matrix
+
+
+def patch_windows(size: int, resized: int, patch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each patch of a resized axis sees of the axis before.
+
+    Args:
+        size: Pixels before the resize.
+        resized: Pixels after it.
+        patch_size: Pixels of a patch; divides `resized`.
+
+    Returns:
+        pixels: int32 [patches, window], which pixels before the resize, consecutive.
+        weights: float32 [patches, patch_size, window]: the patch is `weights @ axis[pixels]`.
+    """
+    per_patch = resize_matrix(size, resized).reshape(-1, patch_size, size)
+    used = [np.flatnonzero(rows.any(axis=0)) for rows in per_patch]
+    window = max(pixels[-1] - pixels[0] + 1 for pixels in used)
+    starts = np.minimum([pixels[0] for pixels in used], size - window)
+    pixels = (starts[:, None] + np.arange(window)).astype(np.int32)
+    weights = np.stack([rows[:, taken] for rows, taken in zip(per_patch, pixels, strict=True)])
+    return pixels, weights
+
+
+@keras.saving.register_keras_serializable(package="vit")
+class FoldedPatchEmbedding(PatchEmbedding):
+    """Resize, cut into patches, project: in one linear map for each token.
+
+    A bilinear resize is linear and patches do not overlap, so the projection W of a patch of the
+    resized image is a projection W' = Rᵢᵀ W Rⱼ of a small window of the original (with the
+    `notebook` preset 7 x 7 pixels in place of 32 x 32). The resized image never exists.
+
+    Input [B, height, width, C], output [B, N, D]. Variables as in `PatchEmbedding`.
+
+    Args:
+        projection_dim: Width D of a token.
+        image_size: Side that images are resized to (bilinear).
+        patch_size: Side of a patch; divides `image_size`.
+        **kwargs: `keras.layers.Layer` arguments.
+
+    Raises:
+        ValueError: `patch_size` does not divide `image_size`.
+    """
+
+    def __init__(
+        self, projection_dim: int, image_size: int, patch_size: int, **kwargs: Any
+    ) -> None:
+        super().__init__(projection_dim, **kwargs)
+        if patch_size < 1 or image_size % patch_size:
+            raise ValueError(
+                f"patch_size is {patch_size}: it must divide image_size, which is {image_size}."
+            )
+        self.image_size = image_size
+        self.patch_size = patch_size
+
+    def build(self, input_shape: Shape) -> None:
+        """Creates the variables, and the constants that describe the resize."""
+        _, height, width, channels = input_shape
+        self._rows = patch_windows(height, self.image_size, self.patch_size)
+        self._columns = patch_windows(width, self.image_size, self.patch_size)
+        patches = (self.image_size // self.patch_size) ** 2
+        super().build((input_shape[0], patches, self.patch_size**2 * channels))
+
+    def folded_kernel(self) -> Any:
+        """W', float32 [N, window rows x window columns x C, D]."""
+        size, width = self.patch_size, self.projection_dim
+        patches, window_rows = self._rows[0].shape
+        window_columns = self._columns[0].shape[1]
+        channels = self.projection.kernel.shape[0] // size**2
+        # Rows first, then columns, each as one matrix product.
+        rows = np.reshape(self._rows[1].transpose(0, 2, 1), (-1, size))  # (patches x window, size)
+        kernel = ops.reshape(self.projection.kernel, (size, -1))
+        kernel = ops.reshape(ops.matmul(rows, kernel), (-1, size, channels * width))
+        columns = np.reshape(self._columns[1].transpose(0, 2, 1), (-1, size))
+        kernel = ops.matmul(columns, kernel)  # (patches x window, patches x window, C x D)
+        kernel = ops.reshape(
+            kernel, (patches, window_rows, patches, window_columns, channels, width)
+        )
+        kernel = ops.transpose(kernel, (0, 2, 1, 3, 4, 5))
+        return ops.reshape(kernel, (patches**2, window_rows * window_columns * channels, width))
+
+    def windows(self, images: Any) -> Any:
+        """Cuts the windows out of images [B, height, width, C].
+
+        Returns:
+            [N, B, window rows x window columns x C].
+        """
+        (patches, window_rows), window_columns = self._rows[0].shape, self._columns[0].shape[1]
+        channels = images.shape[-1]
+        x = ops.take(images, self._rows[0].ravel(), axis=1)
+        x = ops.take(x, self._columns[0].ravel(), axis=2)
+        x = ops.reshape(x, (-1, patches, window_rows, patches, window_columns, channels))
+        x = ops.transpose(x, (1, 3, 0, 2, 4, 5))
+        return ops.reshape(x, (patches**2, -1, window_rows * window_columns * channels))
+
+    def call(self, images: Any) -> Any:
+        """Embeds images [B, height, width, C] as tokens [B, N, D] of the compute dtype."""
+        kernel = ops.cast(self.folded_kernel(), self.compute_dtype)
+        windows = ops.cast(self.windows(images), self.compute_dtype)
+        tokens = ops.transpose(ops.matmul(windows, kernel), (1, 0, 2))  # (B, N, D)
+        positions = self.position_embedding(ops.arange(self.num_patches))  # (N, D)
+        return tokens + (positions + ops.cast(self.projection.bias, self.compute_dtype))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns (B, N, D)."""
+        return (input_shape[0], (self.image_size // self.patch_size) ** 2, self.projection_dim)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+        }
+
+
+@keras.saving.register_keras_serializable(package="vit")
+class FastDropout(keras.layers.Dropout):
+    """Dropout that spends 16 random bits on each value rather than 32.
+
+    The rate is rounded to a multiple of 1 / 65,536, and values that are kept are scaled by exactly
+    the inverse of their probability, so the expectation is unchanged. Where the backend is not
+    TensorFlow, whose generator is the reason, this is `keras.layers.Dropout`.
+    """
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Drops values; input and output are of the same shape and dtype."""
+        if not training or self.rate == 0 or keras.config.backend() != "tensorflow":
+            return super().call(inputs, training=training)
+        import tensorflow as tf  # the backend, so it is there
+
+        shape, size = tf.shape(inputs), tf.size(inputs)
+        seed = tf.cast(self.seed_generator.next(), tf.int64)  # (seed, number of draws so far)
+        bits = tf.random.stateless_uniform(
+            [(size + 1) // 2], seed, minval=None, maxval=None, dtype=tf.int32
+        )
+        halves = tf.reshape(tf.bitcast(bits, tf.int16), [-1])[:size]
+        dropped = round(self.rate * 65536)  # of the 65,536 values that 16 bits have
+        keep = tf.reshape(halves >= tf.constant(dropped - 32768, tf.int16), shape)
+        scale = tf.constant(65536 / (65536 - dropped), inputs.dtype)
+        return inputs * (tf.cast(keep, inputs.dtype) * scale)
+
+
+@keras.saving.register_keras_serializable(package="vit")
+class FastMLP(MLP):
+    """`MLP` with `FastDropout`."""
+
+    dropout_class = FastDropout
+
+
+@keras.saving.register_keras_serializable(package="vit")
+class FusedTransformerBlock(TransformerBlock):
+    """`TransformerBlock` for heads as wide as the tokens, with half of the projections.
+
+    With K >= D the product of a head's query and key projections is no larger than either of them,
+    and so is that of value and output:
+
+        scores_h = (y Wq + bq)(y Wk + bk)ᵀ = (y A + c) yᵀ + what is the same for all keys
+        output   = Σ_h P_h (y Wv + bv) Wo  = Σ_h (P_h y) B + rowsum(P_h) b
+
+    where A = Wq Wkᵀ and B = Wv Wo are D x D. What is the same for all keys a softmax cancels, which
+    takes the key's bias out of the computation: its gradient is zero, where the plain layer's is
+    zero up to rounding. Keys and values of all heads are then y itself, so the heads' queries can
+    lie side by side in one matrix and nothing needs transposing.
+    """
+
+    mlp_class = FastMLP
+
+    def __init__(
+        self,
+        num_heads: int,
+        key_dim: int,
+        mlp_units: Sequence[int],
+        dropout_rate: float,
+        layer_norm_epsilon: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_heads, key_dim, mlp_units, dropout_rate, layer_norm_epsilon, **kwargs)
+        self.attention_dropout = FastDropout(
+            dropout_rate, dtype=self.dtype_policy, name="attention_dropout"
+        )
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """See `TransformerBlock.call`."""
+        x = x + self._attend(self.attention_norm(x), training)  # (B, N, D)
+        return x + self.mlp(self.mlp_norm(x), training=training)  # (B, N, D)
+
+    def merged_projections(self) -> tuple[Any, Any, Any, Any]:
+        """The products of each head's projections, in the variables' dtype.
+
+        Returns:
+            A [D, H x D] and c [H x D], with the 1/√K of the scores; B [H x D, D] and b [H, D].
+        """
+        attention, scale = self.attention, self.key_dim**-0.5
+        key = ops.transpose(attention.key_dense.kernel, (1, 2, 0)) * scale  # (H, K, D)
+        query = ops.transpose(attention.query_dense.kernel, (1, 0, 2))  # (H, D, K)
+        value = ops.transpose(attention.value_dense.kernel, (1, 0, 2))  # (H, D, K)
+        output = attention.output_dense.kernel  # (H, K, D)
+        a = ops.transpose(ops.matmul(query, key), (1, 0, 2))  # (D, H, D)
+        c = ops.matmul(ops.expand_dims(attention.query_dense.bias, 1), key)  # (H, 1, D)
+        # Adds nothing, but keeps the key's bias among the variables that have a gradient.
+        c = c + 0.0 * ops.sum(attention.key_dense.bias)
+        b = ops.matmul(ops.expand_dims(attention.value_dense.bias, 1), output)  # (H, 1, D)
+        width = output.shape[-1]
+        return (
+            ops.reshape(a, (width, -1)),
+            ops.reshape(c, (-1,)),
+            ops.reshape(ops.matmul(value, output), (-1, width)),
+            ops.reshape(b, (-1, width)),
+        )
+
+    def _attend(self, y: Any, training: bool | None) -> Any:
+        tokens, width, heads = y.shape[1], y.shape[2], self.num_heads
+        a, c, b_kernel, b = (ops.cast(w, y.dtype) for w in self.merged_projections())
+        rows = ops.reshape(y, (-1, width))  # (B x N, D)
+        queries = ops.reshape(ops.matmul(rows, a) + c, (-1, tokens * heads, width))
+        scores = ops.matmul(queries, ops.transpose(y, (0, 2, 1)))  # (B, N x H, N)
+        weights = self.attention_dropout(ops.softmax(scores), training=training)
+        mixed = ops.reshape(ops.matmul(weights, y), (-1, heads * width))  # (B x N, H x D)
+        # Dropout leaves rows that do not sum to 1, so the values' bias counts that often.
+        sums = ops.reshape(ops.sum(weights, axis=-1), (-1, heads))  # (B x N, H)
+        bias = ops.matmul(sums, b) + ops.cast(self.attention.output_dense.bias, y.dtype)
+        return ops.reshape(ops.matmul(mixed, b_kernel) + bias, (-1, tokens, width))

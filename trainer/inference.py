@@ -1,0 +1,147 @@
+"""A trained model for serving: everything that does not depend on the images, computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from trainer.augment import RandomProjection
+from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
+from trainer.layers import Shape
+
+_LEFT_OUT = (keras.layers.InputLayer, keras.layers.Dropout, RandomProjection)
+
+
+def for_inference(network: keras.Model) -> keras.Model:
+    """Rewrites a network of `trainer.model.build_model` for inference alone.
+
+    Augmentation and dropout are left out, products of weights are multiplied out, and the scale and
+    shift of layer normalizations are part of the projections behind them. At one image per call,
+    where the number of operations is what takes the time, that is worth as much as at many.
+
+    Args:
+        network: A chain of layers with trained weights; it is not changed. Layers that there is
+            nothing to gain from are shared with it.
+
+    Returns:
+        A model of the same inputs and outputs, equal up to rounding; the network itself where
+        none of its layers is one of `trainer/fast_layers.py`.
+    """
+    rewritten = (FoldedPatchEmbedding, FusedTransformerBlock)
+    if not any(isinstance(layer, rewritten) for layer in network.layers):
+        return network
+    x = network.input
+    for layer in network.layers:
+        if isinstance(layer, _LEFT_OUT):
+            continue
+        if isinstance(layer, FoldedPatchEmbedding):
+            layer = _FrozenEmbedding(layer)
+        elif isinstance(layer, FusedTransformerBlock):
+            layer = _FrozenBlock(layer)
+        x = layer(x, training=False)
+    return keras.Model(network.input, x, name=network.name)
+
+
+class _Frozen(keras.layers.Layer):
+    """Holds constants as variables, so that a SavedModel's signatures share them."""
+
+    def __init__(self, constants: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(trainable=False, **kwargs)
+        for name, value in constants.items():
+            array = ops.convert_to_numpy(value).astype(np.float32)
+            weight = self.add_weight(
+                shape=array.shape, initializer="zeros", trainable=False, name=name
+            )
+            weight.assign(array)
+            setattr(self, name, weight)
+        self.built = True
+
+
+class _FrozenEmbedding(_Frozen):
+    """`FoldedPatchEmbedding` with its kernel multiplied out."""
+
+    def __init__(self, layer: FoldedPatchEmbedding) -> None:
+        positions = layer.position_embedding.embeddings + layer.projection.bias
+        constants = {
+            "kernel": layer.folded_kernel(),
+            "positions": ops.expand_dims(positions, 1),  # (N, 1, D)
+        }
+        super().__init__(constants, dtype=layer.dtype_policy, name=layer.name)
+        self._windows = layer.windows
+        self._shape = (layer.num_patches, layer.projection_dim)
+
+    def call(self, images: Any) -> Any:
+        """Images [B, height, width, C] to tokens [B, N, D]."""
+        windows = ops.cast(self._windows(images), self.compute_dtype)
+        return ops.transpose(ops.matmul(windows, self.kernel) + self.positions, (1, 0, 2))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns (B, N, D)."""
+        return (input_shape[0], *self._shape)
+
+
+class _FrozenBlock(_Frozen):
+    """`FusedTransformerBlock`, its normalizations' scale γ and shift β in the projections.
+
+    With n the normalized tokens, y = n γ + β, and A, c, B, b as in the block:
+
+        scores_h = (y A + c) yᵀ = (n (γ A γᵀ) + (β A + c) γ) nᵀ + what is the same for all keys
+        output   = Σ_h P_h n (γ B) + Σ_h (β B + b), as the rows of P sum to 1
+    """
+
+    def __init__(self, block: FusedTransformerBlock) -> None:
+        a, c, b_kernel, b = map(ops.convert_to_numpy, block.merged_projections())
+        heads, width = b.shape
+        gamma, beta = map(ops.convert_to_numpy, block.attention_norm.weights)
+        scale = np.tile(gamma, heads)
+        constants = {
+            "query_kernel": gamma[:, None] * a * scale,  # (D, H x D)
+            "query_bias": (beta @ a + c) * scale,
+            "output_kernel": scale[:, None] * b_kernel,  # (H x D, D)
+            "output_bias": np.tile(beta, heads) @ b_kernel
+            + b.sum(axis=0)
+            + ops.convert_to_numpy(block.attention.output_dense.bias),
+        }
+        gamma, beta = map(ops.convert_to_numpy, block.mlp_norm.weights)
+        for index, dense in enumerate(block.mlp.dense_layers):
+            kernel, bias = map(ops.convert_to_numpy, dense.weights)
+            if index == 0:
+                kernel, bias = gamma[:, None] * kernel, beta @ kernel + bias
+            constants |= {f"kernel_{index}": kernel, f"bias_{index}": bias}
+        super().__init__(constants, dtype=block.dtype_policy, name=block.name)
+        self._heads, self._width = heads, width
+        self._epsilon = block.layer_norm_epsilon
+        self._mlp = [(f"kernel_{i}", f"bias_{i}") for i in range(len(block.mlp.dense_layers))]
+
+    def call(self, x: Any) -> Any:
+        """Tokens [B, N, D] to tokens [B, N, D]."""
+        tokens, heads, width = x.shape[1], self._heads, self._width
+        n = _normalized(x, self._epsilon)  # (B, N, D)
+        rows = ops.reshape(n, (-1, width))
+        queries = ops.matmul(rows, self.query_kernel) + self.query_bias
+        queries = ops.reshape(queries, (-1, tokens * heads, width))
+        weights = ops.softmax(ops.matmul(queries, ops.transpose(n, (0, 2, 1))))  # (B, N x H, N)
+        mixed = ops.reshape(ops.matmul(weights, n), (-1, heads * width))  # (B x N, H x D)
+        y = ops.matmul(mixed, self.output_kernel) + self.output_bias
+        x = ops.reshape(x, (-1, width)) + y  # (B x N, D)
+        y = _normalized(x, self._epsilon)
+        for kernel, bias in self._mlp:
+            y = ops.matmul(y, getattr(self, kernel)) + getattr(self, bias)
+            y = ops.gelu(y, approximate=False)
+        return ops.reshape(x + y, (-1, tokens, width))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns the input's shape."""
+        return input_shape
+
+
+def _normalized(x: Any, epsilon: float) -> Any:
+    """A layer normalization of the last axis, without scale and shift."""
+    if x.dtype != "float32":
+        wide = _normalized(ops.cast(x, "float32"), epsilon)
+        return ops.cast(wide, x.dtype)
+    x = x - ops.mean(x, axis=-1, keepdims=True)
+    return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + epsilon)
