@@ -10,7 +10,7 @@ from tfx.utils import path_utils
 
 _SAVED_MODEL_FILE = "saved_model.pb"
 # TensorFlow writes a new random identifier into it each time that it saves a model.
-_IDENTITY_FILE = "fingerprint.pb"
+IDENTITY_FILE = "fingerprint.pb"
 
 
 def versions(serving_dir: str) -> list[str]:
@@ -42,12 +42,16 @@ def has_model(artifact: types.Artifact) -> bool:
 
 def is_same_model(folder: str, artifact: types.Artifact) -> bool:
     """Whether a SavedModel is a copy of the one in a Model artifact."""
-    identity = _identity(path_utils.serving_model_dir(artifact.uri))
-    return identity is not None and identity == _identity(folder)
+    return has_same_file(folder, path_utils.serving_model_dir(artifact.uri), IDENTITY_FILE)
 
 
-def _identity(folder: str) -> bytes | None:
-    path = os.path.join(folder, _IDENTITY_FILE)
+def has_same_file(folder: str, other: str, name: str) -> bool:
+    """Whether two SavedModels both have a file, with the same contents."""
+    contents = _read(os.path.join(folder, name))
+    return contents is not None and contents == _read(os.path.join(other, name))
+
+
+def _read(path: str) -> bytes | None:
     if not fileio.exists(path):
         return None
     with fileio.open(path, "rb") as file:

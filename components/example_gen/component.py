@@ -59,7 +59,7 @@ class Cifar100ExampleGen(example_gen_component.FileBasedExampleGen):
           dataset_name: `cifar-100` or `synthetic`; travels with the data into the model.
           content_fingerprint: Identifies the contents of the folder; see
             `components.dataset.format.fingerprint`.
-          limit: Keep at most so many examples of each split, class-balanced. None keeps all.
+          limit: Keep at most so many examples of each split, class-balanced. None or 0 keeps all.
         """
         input_config = example_gen_pb2.Input(
             splits=[

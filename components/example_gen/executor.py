@@ -134,7 +134,7 @@ class Executor(base_example_gen_executor.BaseExampleGenExecutor):
         examples = artifact_utils.get_single_instance(
             output_dict[standard_component_specs.EXAMPLES_KEY]
         )
-        limit = exec_properties.get(LIMIT_KEY)
+        limit = exec_properties.get(LIMIT_KEY) or None  # pipelines' parameters cannot be None
         card = {
             "name": exec_properties[DATASET_NAME_KEY],
             FINGERPRINT_KEY: exec_properties[FINGERPRINT_KEY],

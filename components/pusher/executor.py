@@ -16,6 +16,7 @@ from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import proto_utils
 
 from components import models
+from components.serving_validator.warmup import WARMUP_FILE
 
 # Not a number, so TF Serving does not take it for a version.
 _STAGING_PREFIX = ".incoming-"
@@ -73,12 +74,19 @@ class Executor(pusher_executor.Executor):
             staged = pushed.get_string_custom_property(_DESTINATION_PROPERTY)
             if staged:
                 # Model servers serve the largest number, whatever clocks say.
-                taken = [int(version) for version in models.versions(base)]
-                version = max([int(os.path.basename(staged)), *(number + 1 for number in taken)])
-                final = os.path.join(base, str(version))
-                fileio.rename(staged, final)
+                taken = models.versions(base)
+                if taken and _is_copy(os.path.join(base, taken[-1]), staged):
+                    # It is being served already: where orchestrators retry a component, or have no
+                    # cache for this one, the same model comes again.
+                    version = taken[-1]
+                    final = os.path.join(base, version)
+                else:
+                    numbers = [int(os.path.basename(staged)), *(int(name) + 1 for name in taken)]
+                    version = str(max(numbers))
+                    final = os.path.join(base, version)
+                    fileio.rename(staged, final)
                 pushed.set_string_custom_property(_DESTINATION_PROPERTY, final)
-                pushed.set_string_custom_property(_VERSION_PROPERTY, str(version))
+                pushed.set_string_custom_property(_VERSION_PROPERTY, version)
         except (OSError, tf.errors.OpError) as error:
             raise PushError(
                 f"the model could not be pushed to {base}: {error}. "
@@ -97,6 +105,12 @@ def staging_folder(serving_dir: str, pushed_uri: str) -> str:
     """
     pipeline = hashlib.sha256(os.path.dirname(pushed_uri).encode()).hexdigest()[:8]
     return os.path.join(serving_dir, f"{_STAGING_PREFIX}{pipeline}")
+
+
+def _is_copy(folder: str, other: str) -> bool:
+    """Whether two SavedModels are the same one, with the same warm-up requests."""
+    files = (models.IDENTITY_FILE, WARMUP_FILE)
+    return all(models.has_same_file(folder, other, file) for file in files)
 
 
 def _remove(folder: str) -> None:

@@ -136,6 +136,38 @@ def test_second_push_within_a_second_becomes_the_next_version(tmp_path: Path):
     assert weights.read_bytes() == b"other weights"
 
 
+def identify(model: types.Artifact, identity: bytes, warmup: bytes) -> types.Artifact:
+    """Adds what TensorFlow and ServingValidator tell models apart by."""
+    (graph,) = Path(model.uri).rglob("saved_model.pb")
+    (graph.parent / "fingerprint.pb").write_bytes(identity)
+    (graph.parent / "assets.extra" / "tf_serving_warmup_requests").write_bytes(warmup)
+    return model
+
+
+def test_model_that_is_served_already_is_not_pushed_again(tmp_path: Path):
+    model = identify(make_model(tmp_path / "model"), b"first", b"requests")
+    warmed = identify(make_model(tmp_path / "warmed"), b"first", b"other requests")
+    other = identify(make_model(tmp_path / "other"), b"second", b"requests")
+    serving = tmp_path / "serving"
+
+    def pushed_version(model: types.Artifact, name: str) -> str:
+        pushed = push(serving, model, blessed=True, output=tmp_path / name)
+        version = pushed.get_string_custom_property("pushed_version")
+        destination = pushed.get_string_custom_property("pushed_destination")
+        assert destination == str(serving / version)
+        return version
+
+    first = pushed_version(model, "pushed1")
+    assert pushed_version(model, "pushed2") == first
+    assert os.listdir(serving) == [first]
+    # Anything else is pushed, and the same again when something else was served meanwhile.
+    versions_in_turn = [first]
+    for number, candidate in enumerate((warmed, other, model), start=3):
+        versions_in_turn.append(pushed_version(candidate, f"pushed{number}"))
+    assert versions(str(serving)) == versions_in_turn
+    assert len(set(versions_in_turn)) == 4
+
+
 def test_left_over_of_a_killed_push_is_cleared(tmp_path: Path):
     staging = staging_folder(str(tmp_path / "serving"), str(tmp_path / "pushed"))
     half = Path(staging) / "1700000000" / "variables"
