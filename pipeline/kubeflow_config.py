@@ -113,6 +113,12 @@ class KubeflowConfig(PipelineConfig):
     image: str = knob(
         "vit-pipeline:latest", "cluster", "image with this project in it", metavar="REFERENCE"
     )
+    trainer_image: str | None = knob(
+        None,
+        "cluster",
+        "another image for Trainer, such as one with the CUDA libraries",
+        metavar="REFERENCE",
+    )
     image_pull_policy: str = knob(
         "IfNotPresent",
         "cluster",
@@ -184,7 +190,9 @@ class KubeflowConfig(PipelineConfig):
             not needed or (self.root.startswith(schemes) and bool(bucket.strip("/"))),
             f"it must be a URI with a bucket: {' or '.join(schemes)}",
         )
-        self._check("image", bool(re.fullmatch(r"\S+", self.image)), "name an image")
+        for name in ("image", "trainer_image"):
+            value = getattr(self, name)
+            self._check(name, value is None or bool(re.fullmatch(r"\S+", value)), "name an image")
         self._check("gpus", self.gpus >= 0, "it must be 0 or more")
         self._check(
             "shared_memory",

@@ -185,24 +185,28 @@ def pipeline_parameters(
         ),
         Parameter("epochs", preset.epochs, "passes over the data", training("epochs")),
         Parameter("batch_size", preset.batch_size, "images a step", training("batch_size")),
-        Parameter("learning_rate", preset.learning_rate, "its peak", training("learning_rate")),
-        Parameter("weight_decay", preset.weight_decay, "decoupled", training("weight_decay")),
+        Parameter(
+            "learning_rate", float(preset.learning_rate), "its peak", training("learning_rate")
+        ),
+        Parameter(
+            "weight_decay", float(preset.weight_decay), "decoupled", training("weight_decay")
+        ),
         Parameter("seed", config.seed, "of everything random", training("seed")),
         Parameter(
             "min_top_1_accuracy",
-            preset.min_top_1_accuracy,
+            float(preset.min_top_1_accuracy),
             "push only at this top-1 accuracy, 0 to 1",
             [threshold(0, *lower_bound)],
         ),
         Parameter(
             "min_top_5_accuracy",
-            preset.min_top_5_accuracy,
+            float(preset.min_top_5_accuracy),
             "push only at this top-5 accuracy, 0 to 1",
             [threshold(1, *lower_bound)],
         ),
         Parameter(
             "max_accuracy_drop",
-            config.max_accuracy_drop,
+            float(config.max_accuracy_drop),
             "how far either may fall below the model pushed last, 0 to 1",
             [threshold(metric, *drop, negative=True) for metric in (0, 1)],
         ),

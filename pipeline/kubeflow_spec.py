@@ -58,6 +58,10 @@ def adapt(spec: Spec, config: KubeflowConfig) -> None:
                     f"--{flag} names {component!r}: there are {', '.join(sorted(tasks))}."
                 )
     uncached = _downstream(tasks, _UNCACHED)
+    # As kfp names them: its local runner cuts the prefix off.
+    spec["components"] = {f"comp-{name}": value for name, value in spec["components"].items()}
+    for task in tasks.values():
+        task["componentRef"]["name"] = f"comp-{task['componentRef']['name']}"
     for name, task in tasks.items():
         component = spec["components"][task["componentRef"]["name"]]
         container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
@@ -71,6 +75,8 @@ def adapt(spec: Spec, config: KubeflowConfig) -> None:
             definitions, sort_keys=True
         )
         container["resources"] = _resources(name, config)
+        if name == TRAINER and config.trainer_image:
+            container["image"] = config.trainer_image
     if config.pipeline_root:
         spec["defaultPipelineRoot"] = config.pipeline_root
 

@@ -16,28 +16,16 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLAGS = [
-    "--image",
-    "registry.example.org/vit:1.0@sha256:0123",
-    "--image_pull_secrets",
-    "regcred,other",
-    "--root",
-    "minio://mlpipeline/v2/artifacts",
-    "--preset",
-    "tiny",
-    "--seed",
-    "7",
-    "--gpus",
-    "2",
-    "--resources",
-    "Trainer=8:32.5,Pusher=0.5:2",
-    "--shared_memory",
-    "8Gi",
-    "--node_selector",
-    "zone=a,Trainer:accelerator=l4",
-    "--tolerations",
-    "spot=yes:NoSchedule,Evaluator:large:NoExecute",
-    "--object_store_secret",
-    "mlpipeline-minio-artifact",
+    *("--image", "registry.example.org/vit:1.0@sha256:0123"),
+    *("--trainer_image", "registry.example.org/vit-gpu:1.0"),
+    *("--image_pull_secrets", "regcred,other"),
+    *("--root", "minio://mlpipeline/v2/artifacts"),
+    *("--preset", "tiny", "--seed", "7"),
+    *("--gpus", "2", "--shared_memory", "8Gi"),
+    *("--resources", "Trainer=8:32.5,Pusher=0.5:2"),
+    *("--node_selector", "zone=a,Trainer:accelerator=l4"),
+    *("--tolerations", "spot=yes:NoSchedule,Evaluator:large:NoExecute"),
+    *("--object_store_secret", "mlpipeline-minio-artifact"),
 ]
 
 Compile = Callable[..., "subprocess.CompletedProcess[str]"]

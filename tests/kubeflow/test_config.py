@@ -20,18 +20,11 @@ def test_defaults_are_a_path_on_the_volume_each():
 def test_lists():
     config = parse_args(
         [
-            "--resources",
-            "Trainer=8:32.5,Pusher=0.5:2",
-            "--gpus",
-            "1",
-            "--node_selector",
-            "kubernetes.io/os=linux,Trainer:gpu=l4",
-            "--tolerations",
-            "spot:NoExecute,Trainer:example.org/gpu=l4:NoSchedule",
-            "--object_store_secret",
-            "keys:id=AWS_ACCESS_KEY_ID",
-            "--image_pull_secrets",
-            "a,b",
+            *("--resources", "Trainer=8:32.5,Pusher=0.5:2", "--gpus", "1"),
+            *("--node_selector", "kubernetes.io/os=linux,Trainer:gpu=l4"),
+            *("--tolerations", "spot:NoExecute,Trainer:example.org/gpu=l4:NoSchedule"),
+            *("--object_store_secret", "keys:id=AWS_ACCESS_KEY_ID"),
+            *("--image_pull_secrets", "a,b"),
         ]
     )
     assert config.component_resources == {

@@ -86,6 +86,15 @@ def test_tfx_gets_local_paths_and_types_and_its_own_outputs_alone(
     assert given == before
 
 
+def test_vertex_has_no_mirrors(entrypoint: ModuleType):
+    local = entrypoint.localize(executor_input("gs://bucket/run"), SPEC, entrypoint.Mirror(None))
+    (model,) = local["outputs"]["artifacts"]["model"]["artifacts"]
+    (examples,) = local["inputs"]["artifacts"]["examples"]["artifacts"]
+    assert model["uri"] == "gs://bucket/run/model"
+    assert examples["uri"] == "gs://bucket/run/examples"
+    assert examples["type"] == EXAMPLES
+
+
 def test_the_launcher_gets_uris_and_all_properties(entrypoint: ModuleType):
     mirror = entrypoint.Mirror("/")
     metadata = {

@@ -19,7 +19,6 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from tests.kubeflow.conftest import FLAGS, REPOSITORY, Compile
 from trainer.presets import get_preset
 
-NODE_DEFAULTS = {"nodeSelector": {"labels": {"zone": "a"}}}
 ON_VOLUME = {"ExampleGen", "Trainer", "Baseline", "Pusher"}
 
 
@@ -82,9 +81,13 @@ def test_every_component_is_a_container_without_hooks(
 ):
     assert set(tasks) == set(containers) == set(platform)
     assert {"ExampleGen", "Trainer", "Evaluator", "Pusher"} < set(tasks)
-    for container in containers.values():
+    for name, container in containers.items():
         assert set(container) == {"args", "command", "image", "resources"}
-        assert container["image"] == "registry.example.org/vit:1.0@sha256:0123"
+        assert container["image"] == (
+            "registry.example.org/vit-gpu:1.0"
+            if name == "Trainer"
+            else "registry.example.org/vit:1.0@sha256:0123"
+        )
         assert container["command"] == ["python", "-u", "/app/kubeflow/entrypoint.py"]
 
 
