@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -242,6 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
       SystemExit: With code 1 and a message when the server or an image cannot be used.
     """
+    # Failed handshakes are in our messages.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     options = _parser().parse_args(arguments)
     if not (options.images or options.status or options.metadata):
         _parser().error("give images to classify, --status or --metadata")

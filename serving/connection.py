@@ -132,10 +132,10 @@ class Connection:
                     "its certificate is not signed by --ca or not for that host name, or it wants "
                     "a client's certificate (--cert, --key)."
                 )
-            hint = "" if self._encrypted else " If it uses TLS, give --tls or --ca."
+            uses, flags = ("does not use", "leave out") if self._encrypted else ("uses", "give")
             return (
                 f"no model server answers at {self.server} ({details}): start one, or correct "
-                f"the address.{hint}"
+                f"the address. If it {uses} TLS, {flags} --tls or --ca."
             )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"{self.server} has not answered within {timeout:g} s."

@@ -61,7 +61,12 @@ def modules(folder: str) -> list[str]:
         pytest.param(["pipeline.local_runner"], "pipeline", TENSORFLOW, id="pipeline.local_runner"),
         # TensorFlow only when it classifies, so that errors in the arguments come at once.
         pytest.param(["serving.predict"], "serving", (*TENSORFLOW, "trainer"), id="serving"),
-        pytest.param(["serving.client"], "grpc", (*TENSORFLOW, "trainer"), id="serving.client"),
+        pytest.param(
+            ["serving.client", "serving.load_test.__main__"],
+            "grpc",
+            (*TENSORFLOW, "trainer"),
+            id="client",
+        ),
         pytest.param(
             ["serving.server.lifecycle", "serving.server.__main__"],
             "tensorflow",
@@ -86,7 +91,14 @@ def test_imports(names: list[str], present: str, absent: tuple[str, ...]):
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.local_runner", "serving.client", "serving.predict", "serving.server"]
+    "module",
+    [
+        "pipeline.local_runner",
+        "serving.client",
+        "serving.load_test",
+        "serving.predict",
+        "serving.server",
+    ],
 )
 def test_help_is_at_hand(module: str):
     found = imported("run", module, "--help")

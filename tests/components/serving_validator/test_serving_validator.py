@@ -23,61 +23,9 @@ from components.serving_validator.executor import Executor, ValidationError
 from pipeline.graph import BATCHING_FILE
 from serving import server_process
 from serving.client import Signature, Tensor
+from tests.serving.helpers import Classifier, pixels, weights
 
-CLASSES = 10
 SIGNATURES = ("serving_bytes", "serving_default", "serving_examples")
-
-
-class Classifier(tf.Module):
-    """A linear classifier with our three signatures.
-
-    Args:
-      total: What the probabilities sum to.
-      bias: Added to a logit in `serving_bytes` alone.
-    """
-
-    def __init__(self, total: float = 1.0, bias: float = 0.0):
-        super().__init__()
-        self.weights = tf.Variable(weights())
-        self.total, self.bias = total, bias
-
-    def _predict(self, images: tf.Tensor, bias: float = 0.0) -> dict[str, tf.Tensor]:
-        flat = tf.reshape(tf.cast(images, tf.float32), [-1, 3072])
-        logits = tf.linalg.matmul(flat, self.weights) + bias * tf.one_hot(3, CLASSES)
-        probabilities = self.total * tf.nn.softmax(logits)
-        top = tf.math.top_k(probabilities, 5)
-        names = tf.strings.as_string(top.indices)
-        return {
-            "probabilities": probabilities,
-            "top_5_probabilities": top.values,
-            "top_5_ids": top.indices,
-            "top_5_names": names,
-            "top_5_coarse_names": names,
-        }
-
-    @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 3], tf.uint8, name="images")])
-    def images(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._predict(images)
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
-    def encoded(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        spec = tf.TensorSpec([32, 32, 3], tf.uint8)
-        decode = lambda content: tf.ensure_shape(tf.io.decode_png(content, 3), [32, 32, 3])  # noqa: E731
-        return self._predict(tf.map_fn(decode, image_bytes, fn_output_signature=spec), self.bias)
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
-    def parsed(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
-        feature = {"image": tf.io.FixedLenFeature([], tf.string)}
-        raw = tf.io.parse_example(examples, feature)["image"]
-        return self._predict(tf.reshape(tf.io.decode_raw(raw, tf.uint8), [-1, 32, 32, 3]))
-
-
-def weights() -> np.ndarray:
-    return np.random.default_rng(5).normal(0, 2e-4, (3072, CLASSES)).astype(np.float32)
-
-
-def pixels(number: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (number, 32, 32, 3), np.uint8)
 
 
 def export(folder: Path, classifier: Classifier | None = None) -> types.Artifact:
@@ -85,13 +33,7 @@ def export(folder: Path, classifier: Classifier | None = None) -> types.Artifact
     model = standard_artifacts.Model()
     model.uri = str(folder)
     target = folder / "Format-Serving"
-    classifier = classifier or Classifier()
-    functions = {
-        "serving_default": classifier.images,
-        "serving_bytes": classifier.encoded,
-        "serving_examples": classifier.parsed,
-    }
-    tf.saved_model.save(classifier, str(target), signatures=functions)
+    (classifier or Classifier()).save(target)
     images = pixels(8, seed=1)
     odds = np.exp(images.reshape(-1, 3072).astype(np.float64) @ weights())
     answers = {
