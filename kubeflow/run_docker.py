@@ -19,9 +19,6 @@ from pathlib import Path
 
 from pipeline.kubeflow_package import Package, PackageError
 
-# The runtime parameters that name places, and the folders in --root that they become.
-PLACES = {"data": "data", "serving_dir": "serving_models", "checkpoint_dir": "checkpoints"}
-
 
 def _runner(shared_memory: str) -> object:
     """KFP's local runner for Docker.
@@ -67,7 +64,12 @@ def run(package: Package, root: Path, data: Path, texts: Sequence[str], shared_m
       PackageError: Something is missing.
       RuntimeError: A task has failed; its log has gone to the standard output.
     """
-    places = {name: root / folder for name, folder in PLACES.items()}
+    model_name = Path(package.parameters["serving_dir"].get("defaultValue", "model")).name
+    places = {
+        "data": root / "data",
+        "serving_dir": root / "serving_models" / model_name,
+        "checkpoint_dir": root / "checkpoints",
+    }
     given = [f"{name}={path}" for name, path in places.items()]
     arguments = package.arguments([*given, *texts])
     if not (data / "train.bin").is_file():
