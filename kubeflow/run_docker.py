@@ -64,7 +64,7 @@ def run(package: Package, root: Path, data: Path, texts: Sequence[str], shared_m
       PackageError: Something is missing.
       RuntimeError: A task has failed; its log has gone to the standard output.
     """
-    model_name = Path(package.parameters["serving_dir"].get("defaultValue", "model")).name
+    model_name = Path(package.parameters.get("serving_dir", {}).get("defaultValue", "model")).name
     places = {
         "data": root / "data",
         "serving_dir": root / "serving_models" / model_name,
@@ -75,13 +75,17 @@ def run(package: Package, root: Path, data: Path, texts: Sequence[str], shared_m
     if not (data / "train.bin").is_file():
         raise PackageError(f"--data {data}: there is no train.bin in it.")
     runner = _runner(shared_memory)
+    import docker
     from kfp import components, local
 
     for path in places.values():
         path.mkdir(parents=True, exist_ok=True)
     shutil.copytree(data, places["data"], dirs_exist_ok=True)
     local.init(runner=runner, pipeline_root=str(root), raise_on_error=True)
-    components.load_component_from_file(str(package.path))(**arguments)
+    try:
+        components.load_component_from_file(str(package.path))(**arguments)
+    except docker.errors.DockerException as error:  # such as an image that is not there
+        raise RuntimeError(f"the container engine: {error}") from error
     return places["serving_dir"]
 
 

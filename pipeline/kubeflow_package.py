@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,8 @@ def _parse(name: str, value: str, kind: str) -> Any:
         "LIST": (list,),
         "STRUCT": (dict,),
     }
-    with contextlib.suppress(yaml.YAMLError):
-        parsed = yaml.safe_load(value)
+    with contextlib.suppress(ValueError):
+        parsed = json.loads(value)
         if isinstance(parsed, wanted[kind]) and (kind == "BOOLEAN" or not isinstance(parsed, bool)):
             return parsed
-    raise PackageError(f"--param {name}={value}: it is to be a {kind}.")
+    raise PackageError(f"--param {name}={value}: it is to be a {kind}, as in JSON.")
