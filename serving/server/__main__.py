@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from serving.quiet import quiet_tensorflow
 from serving.server import options as flags
-from serving.server.config import ConfigError, Model, read_models
+from serving.server.config import ConfigError, read_files
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -35,14 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     logging.raiseExceptions = False
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     try:
-        models = _models(options)
+        files = read_files(options)
         with quiet_tensorflow():
-            from serving.server import lifecycle
-        server = lifecycle.start(options, models)
+            from serving.server.lifecycle import Server
+        server = Server(options, files)
     except ConfigError as error:
         _fail(2, error)
     except OSError as error:
         _fail(1, error)
+    server.start()
     stop.wait()
     # A second signal does not wait for anything.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -51,12 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Not through the interpreter's own end: TensorFlow's threads may be at work, and standard
     # streams on a full disk would turn the exit code into a failure.
     os._exit(0)
-
-
-def _models(options: argparse.Namespace) -> list[Model]:
-    if options.model_config_file is not None:
-        return read_models(options.model_config_file)
-    return [Model(options.model_name, Path(os.path.abspath(options.model_base_path)))]
 
 
 def _fail(code: int, error: Exception) -> NoReturn:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -78,6 +78,42 @@ class Ssl(NamedTuple):
     client_ca: bytes | None
 
 
+class Files(NamedTuple):
+    """What the files ask for that flags name.
+
+    Attributes:
+      models: To serve.
+      batching: None: requests are run one by one.
+      ssl: None: no TLS.
+      prometheus_path: Where on the HTTP port the metrics are; None: nowhere.
+    """
+
+    models: list[Model]
+    batching: Batching | None
+    ssl: Ssl | None
+    prometheus_path: str | None
+
+
+def read_files(options: argparse.Namespace) -> Files:
+    """Reads all files that flags name; see `options.parse`.
+
+    Raises:
+      ConfigError: One of them cannot be used.
+    """
+    return Files(
+        models=read_models(options.model_config_file)
+        if options.model_config_file
+        else [Model(options.model_name, options.model_base_path.absolute())],
+        batching=read_batching(options.batching_parameters_file)
+        if options.enable_batching
+        else None,
+        ssl=read_ssl(options.ssl_config_file) if options.ssl_config_file else None,
+        prometheus_path=read_prometheus_path(options.monitoring_config_file)
+        if options.monitoring_config_file
+        else None,
+    )
+
+
 def read_text_proto(path: Path, message: M) -> M:
     """Parses a text proto into a message.
 
@@ -132,11 +168,10 @@ def read_batching(path: Path | None) -> Batching:
     if allowed:
         if list(allowed) != sorted(set(allowed)) or allowed[0] < 1:
             raise ConfigError(f"{path}: allowed_batch_sizes must be positive and increasing.")
-        if allowed[-1] != execution_size:
-            field = "max_execution_batch_size" if split else "max_batch_size"
+        if allowed[-1] != max_batch_size:
             raise ConfigError(
-                f"{path}: the last of allowed_batch_sizes is {allowed[-1]}, but must be {field} "
-                f"({execution_size})."
+                f"{path}: the last of allowed_batch_sizes is {allowed[-1]}, but must be "
+                f"max_batch_size ({max_batch_size})."
             )
     return Batching(
         max_batch_size=max_batch_size,
@@ -190,37 +225,24 @@ def read_models(path: Path) -> list[Model]:
     """Reads --model_config_file.
 
     Raises:
-      ConfigError: See `read_text_proto` and `models_from_proto`.
+      ConfigError: See `read_text_proto`; or it asks for what cannot be served.
     """
     from tensorflow_serving.config import model_server_config_pb2
 
     proto = read_text_proto(path, model_server_config_pb2.ModelServerConfig())
     try:
-        return models_from_proto(proto)
+        if proto.HasField("custom_model_config"):
+            raise ConfigError("custom_model_config is not supported: give a model_config_list.")
+        models = [_model(config) for config in proto.model_config_list.config]
+        if not models:
+            raise ConfigError("model_config_list names no model.")
+        names = [model.name for model in models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"Illegal to list model {name} multiple times in config list")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def models_from_proto(proto: Any) -> list[Model]:
-    """Reads a ModelServerConfig, from a file or a request.
-
-    Raises:
-      ConfigError: It is not one that can be served.
-    """
-    if proto.HasField("custom_model_config"):
-        raise ConfigError("custom_model_config is not supported: give a model_config_list.")
-    models = [_model(config) for config in proto.model_config_list.config]
-    if not models:
-        raise ConfigError("model_config_list names no model.")
-    check_unique([model.name for model in models])
     return models
-
-
-def check_unique(names: Sequence[str]) -> None:
-    """Refuses a name that occurs twice, as TF Serving does."""
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"Illegal to list model {name} multiple times in config list")
 
 
 def _model(config: Any) -> Model:
@@ -250,13 +272,3 @@ def _model(config: Any) -> Model:
         versions=frozenset(policy.specific.versions),
         labels=dict(config.version_labels),
     )
-
-
-def padded_size(rows: int, allowed: Sequence[int]) -> int:
-    """The smallest allowed batch size that holds a number of rows."""
-    return next((size for size in allowed if size >= rows), rows)
-
-
-def queue_capacity(batching: Batching) -> int:
-    """Rows that may wait for one signature; beyond it requests are refused."""
-    return math.prod((batching.max_execution_size, batching.max_enqueued_batches))

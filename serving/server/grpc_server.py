@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -21,7 +20,10 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.server.errors import RequestError, resource_exhausted
+from serving.server.admission import Admission
+from serving.server.config import Ssl
+from serving.server.errors import RequestError
+from serving.server.metrics import Metrics
 from serving.server.predictor import Predictor
 
 _log = logging.getLogger(__name__)
@@ -32,23 +34,6 @@ MODEL_SERVICE = "tensorflow.serving.ModelService"
 _HEALTH_NAMES = ("", PREDICTION_SERVICE, MODEL_SERVICE, "PredictionService", "ModelService")
 
 T = TypeVar("T")
-
-
-class Admission:
-    """Bounds how many predictions are worked on at a time, whatever protocol they came by."""
-
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._free = threading.Semaphore(limit)
-
-    def __enter__(self) -> None:
-        if not self._free.acquire(blocking=False):
-            raise resource_exhausted(
-                f"{self._limit} requests are being answered already (--max_concurrent_requests)"
-            )
-
-    def __exit__(self, *_: object) -> None:
-        self._free.release()
 
 
 def _answer(context: grpc.ServicerContext, function: Callable[[], T]) -> T:
@@ -67,9 +52,10 @@ def _answer(context: grpc.ServicerContext, function: Callable[[], T]) -> T:
 class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Classify, Regress and MultiInference stay UNIMPLEMENTED: models here have no such methods."""
 
-    def __init__(self, predictor: Predictor, admission: Admission):
+    def __init__(self, predictor: Predictor, admission: Admission, metrics: Metrics):
         self._predictor = predictor
         self._admission = admission
+        self._metrics = metrics
 
     def Predict(
         self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
@@ -79,7 +65,8 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         def predict() -> predict_pb2.PredictResponse:
             remaining = context.time_remaining()
             deadline = math.inf if remaining is None else time.monotonic() + remaining
-            with self._admission:
+            name = self._predictor.known_name(request.model_spec.name)
+            with self._metrics.count(name, "GRPC"), self._admission:
                 return self._predictor.predict(request, deadline, context.is_active)
 
         return _answer(context, predict)
@@ -109,6 +96,7 @@ class GrpcServer:
         self,
         predictor: Predictor,
         admission: Admission,
+        metrics: Metrics,
         *,
         threads: int,
         max_message_bytes: int,
@@ -119,6 +107,7 @@ class GrpcServer:
         Args:
           predictor: Answers.
           admission: Bounds predictions.
+          metrics: Counts them.
           threads: RPCs of any kind at a time.
           max_message_bytes: Of a request.
           arguments: gRPC's channel arguments.
@@ -137,7 +126,7 @@ class GrpcServer:
         self._health = health.HealthServicer()
         self.show_health(False)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            _PredictionService(predictor, admission), self._server
+            _PredictionService(predictor, admission, metrics), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             _ModelService(predictor), self._server
@@ -148,20 +137,29 @@ class GrpcServer:
             self._server,
         )
 
-    def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> None:
+    def bind(self, address: str, ssl: Ssl | None) -> None:
         """Takes a port.
 
+        Args:
+          address: `host:port` or `unix:path`.
+          ssl: For TLS; None: without.
+
         Raises:
-          OSError: It is taken, or the address is not this machine's.
+          OSError: It is taken, the address is not this machine's, or TLS cannot be set up.
         """
         try:
-            if credentials is None:
+            if ssl is None:
                 port = self._server.add_insecure_port(address)
             else:
+                credentials = grpc.ssl_server_credentials(
+                    [(ssl.key, ssl.certificate)],
+                    root_certificates=ssl.client_ca,
+                    require_client_auth=ssl.client_ca is not None,
+                )
                 port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise OSError(str(error)) from error
-        if not port:  # How older versions of gRPC tell
+        if not port:  # How other versions of gRPC tell
             raise OSError(f"{address} cannot be listened on")
 
     def start(self) -> None:

@@ -7,7 +7,12 @@ BITMAPINFOHEADER; these are the formats that tf.io.decode_image takes.
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import threading
+from collections.abc import Iterable, Iterator
+
+from serving.server.errors import invalid_argument, resource_exhausted
 
 # Start-of-frame markers; C4, C8 and CC in between are tables.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -63,3 +68,63 @@ def _count_jpeg(content: bytes) -> int:
             pixels = max(pixels, width * height)
         (length,) = struct.unpack_from(">H", content, position)
         position += max(length, 2)
+
+
+class PixelBudget:
+    """Bounds what images take while they are decoded: 15 bytes a pixel, as integers and floats.
+
+    Several images of the largest size may be in work, whatever number of requests they came with.
+    """
+
+    _IMAGES = 4
+
+    def __init__(self, image_pixels: int):
+        """Sets up.
+
+        Args:
+          image_pixels: What one image may have.
+        """
+        self._image_pixels = image_pixels
+        self._limit = self._IMAGES * image_pixels
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    def count(self, name: str, contents: Iterable[bytes]) -> int:
+        """Adds up the pixels of an input's images; strings that are none have none.
+
+        Raises:
+          RequestError: INVALID_ARGUMENT, one of them has too many.
+        """
+        total = 0
+        for index, content in enumerate(contents):
+            pixels = count_pixels(content)
+            if pixels > self._image_pixels:
+                raise invalid_argument(
+                    f"input {name!r}: image {index} has {pixels} pixels, more than the "
+                    f"{self._image_pixels} that this server decodes (--max_image_pixels)"
+                )
+            total += pixels
+        return total
+
+    @contextlib.contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Counts pixels as being decoded, for the block.
+
+        Raises:
+          RequestError: RESOURCE_EXHAUSTED, too many are.
+        """
+        if not pixels:
+            yield
+            return
+        with self._lock:
+            if self._taken + pixels > self._limit:
+                raise resource_exhausted(
+                    f"images of {self._taken} pixels are being decoded, {pixels} more would exceed "
+                    f"{self._limit}: send fewer or smaller images at a time"
+                )
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken -= pixels

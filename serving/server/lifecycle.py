@@ -5,127 +5,179 @@ from __future__ import annotations
 import argparse
 import ctypes
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from serving.server.config import ConfigError, Model
-from serving.server.grpc_server import Admission, GrpcServer
+from serving.server.admission import Admission
+from serving.server.batching import Batcher
+from serving.server.config import ConfigError, Files, Model, read_models
+from serving.server.grpc_server import GrpcServer
 from serving.server.manager import Manager
-from serving.server.predictor import Limits, Predictor
-from serving.server.servable import Servable
+from serving.server.metrics import Metrics
+from serving.server.predictor import Call, Limits, Predictor, run
+from serving.server.rest import RestServer, RestSettings
+from serving.server.servable import Arrays, LoadError, Servable
 from serving.server.versions import Version
 
 _log = logging.getLogger(__name__)
 
 _M_ARENA_MAX = -8  # malloc.h
+_ARENAS = 4
 
 
 class Server:
-    """A running server."""
+    """A server whose ports are taken.
 
-    def __init__(self, manager: Manager, grpc_server: GrpcServer, drain_seconds: float):
-        self._manager = manager
-        self._grpc_server = grpc_server
-        self._drain_seconds = drain_seconds
-
-    def stop(self) -> None:
-        """Refuses new requests, finishes accepted ones."""
-        _log.info("draining: new requests are refused, accepted ones finished")
-        self._grpc_server.drain(self._drain_seconds)
-        _log.info("stopped")
-
-
-def start(options: argparse.Namespace, models: Sequence[Model]) -> Server:
-    """Starts a server: it listens at once, and is healthy when its models are loaded.
-
-    Args:
-      options: See `options.parse`.
-      models: To serve.
-
-    Raises:
-      ConfigError: A flag's value is of no use.
-      OSError: A port cannot be listened on.
+    It answers from `start` on, and is healthy when its models are loaded.
     """
-    _bound_arenas()
-    tf.get_logger().setLevel("ERROR")
-    session_config = _session_config(options)
-    tags = options.saved_model_tags.split(",")
-    arguments = _channel_arguments(options.grpc_channel_arguments)
 
-    def load(name: str, version: Version) -> Servable:
-        servable = Servable(name, version.number, version.path, tags, session_config)
+    def __init__(self, options: argparse.Namespace, files: Files):
+        """Takes the ports.
+
+        Args:
+          options: See `options.parse`.
+          files: That they name.
+
+        Raises:
+          OSError: A port cannot be listened on.
+        """
+        self._options = options
+        _bound_arenas()
+        tf.get_logger().setLevel("ERROR")
+        self._metrics = Metrics()
+        self._manager = self._make_manager(files.models)
+        run_call: Callable[[Call], Arrays] = run
+        waiting_rows: Callable[[], int] = int
+        if files.batching is not None:
+            run_call = batcher = Batcher(files.batching, self._metrics.observe_batch)
+            waiting_rows = batcher.count_waiting
+        limits = Limits(options.max_message_bytes, options.max_image_pixels)
+        self._predictor = Predictor(self._manager, limits, self._metrics, run_call)
+        admission = Admission(min(options.max_concurrent_requests, options.grpc_max_threads))
+        self._metrics.watch(self._manager.states, waiting_rows, lambda: admission.in_progress)
+        self._grpc = GrpcServer(
+            self._predictor,
+            admission,
+            self._metrics,
+            threads=options.grpc_max_threads,
+            max_message_bytes=options.max_message_bytes,
+            arguments=_channel_arguments(options.grpc_channel_arguments),
+        )
+        for address in self._addresses():
+            self._grpc.bind(address, files.ssl)
+        self._rest = self._make_rest(admission, files.prometheus_path)
+        self._stopped = threading.Event()
+
+    def _make_manager(self, models: list[Model]) -> Manager:
+        options = self._options
+        return Manager(
+            models,
+            self._load,
+            poll_seconds=options.file_system_poll_wait_seconds,
+            max_retries=options.max_num_load_retries,
+            retry_seconds=max(options.load_retry_interval_micros, 0) / 1e6,
+            labels_for_unavailable=options.allow_version_labels_for_unavailable_models,
+            on_change=lambda: self._grpc.show_health(self._manager.is_ready),
+            on_failure=self._metrics.count_load_failure,
+        )
+
+    def _make_rest(self, admission: Admission, prometheus_path: str | None) -> RestServer | None:
+        options = self._options
+        if not options.rest_api_port:
+            return None
+        settings = RestSettings(
+            threads=options.rest_api_num_threads,
+            timeout=options.rest_api_timeout_in_ms / 1e3,
+            max_body_bytes=options.max_message_bytes,
+            prometheus_path=prometheus_path,
+            allow_cors=options.rest_api_enable_cors_support,
+        )
+        address = (options.host, options.rest_api_port)
+        return RestServer(self._predictor, admission, self._metrics, settings, address)
+
+    def _addresses(self) -> list[str]:
+        host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
+        addresses = [f"{host}:{self._options.port}"]
+        if self._options.grpc_socket_path:
+            addresses.append(f"unix:{self._options.grpc_socket_path}")
+        return addresses
+
+    def _load(self, name: str, version: Version) -> Servable:
+        """Makes a servable of a folder, warmed up."""
+        options = self._options
+        tags = options.saved_model_tags.split(",")
+        servable = Servable(name, version.number, version.path, tags, _session_config(options))
         if options.enable_model_warmup:
             iterations = max(options.num_request_iterations_for_warmup, 1)
             try:
-                count = servable.warm_up(version.path, predictor.predict_on, iterations)
-            except BaseException:
+                count = servable.warm_up(version.path, self._predictor.predict_on, iterations)
+            except LoadError:
                 servable.close()
                 raise
-            if count:
-                _log.info("model %s version %d: %d warm-up requests", name, version.number, count)
+            _log.info("model %s version %d: %d warm-up requests", name, version.number, count)
         return servable
 
-    manager = Manager(
-        models,
-        load,
-        poll_seconds=options.file_system_poll_wait_seconds,
-        max_retries=options.max_num_load_retries,
-        retry_seconds=max(options.load_retry_interval_micros, 0) / 1e6,
-        labels_for_unavailable=options.allow_version_labels_for_unavailable_models,
-        on_change=lambda: grpc_server.show_health(manager.is_ready),
-    )
-    limits = Limits(options.max_message_bytes, options.max_image_pixels)
-    predictor = Predictor(manager, limits)
-    admission = Admission(min(options.max_concurrent_requests, options.grpc_max_threads))
-    grpc_server = GrpcServer(
-        predictor,
-        admission,
-        threads=options.grpc_max_threads,
-        max_message_bytes=options.max_message_bytes,
-        arguments=arguments,
-    )
-    address = f"{options.host}:{options.port}"
-    grpc_server.bind(address)
-    grpc_server.start()
-    manager.start()
-    _log.info("gRPC on %s", address)
-    return Server(manager, grpc_server, options.drain_seconds)
+    def start(self) -> None:
+        """Begins to answer and to load."""
+        self._grpc.start()
+        for address in self._addresses():
+            _log.info("gRPC on %s", address)
+        if self._rest is not None:
+            self._rest.start()
+            _log.info("HTTP on %s:%d", self._options.host, self._options.rest_api_port)
+        self._manager.start()
+        if self._options.model_config_file and self._options.model_config_file_poll_wait_seconds:
+            threading.Thread(target=self._watch_config, name="config", daemon=True).start()
+
+    def _watch_config(self) -> None:
+        file: Path = self._options.model_config_file
+        complaint = ""
+        while not self._stopped.wait(self._options.model_config_file_poll_wait_seconds):
+            try:
+                self._manager.configure(read_models(file))
+                complaint = ""
+            except ConfigError as error:
+                if str(error) != complaint:
+                    _log.error("%s What was configured before stays.", error)
+                complaint = str(error)
+
+    def stop(self) -> None:
+        """Refuses new requests and finishes accepted ones."""
+        _log.info("draining: new requests are refused, accepted ones finished")
+        self._stopped.set()
+        self._grpc.show_health(False)
+        seconds = self._options.drain_seconds
+        drains = [threading.Thread(target=self._grpc.drain, args=[seconds])]
+        if self._rest is not None:
+            drains.append(threading.Thread(target=self._rest.drain, args=[seconds]))
+        for thread in drains:
+            thread.start()
+        for thread in drains:
+            thread.join()
+        _log.info("stopped")
 
 
 def _bound_arenas() -> None:
     """Keeps glibc from giving each of many threads a heap of its own, which only grow."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 4)
+        mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _session_config(options: argparse.Namespace) -> Any:
-    session = options.tensorflow_session_parallelism
-    intra = options.tensorflow_intra_op_parallelism
-    inter = options.tensorflow_inter_op_parallelism
-    if session and (intra or inter):
-        raise ConfigError(
-            "--tensorflow_session_parallelism sets both --tensorflow_intra_op_parallelism and "
-            "--tensorflow_inter_op_parallelism: give it, or them."
-        )
+    both = options.tensorflow_session_parallelism
     config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=intra or session,
-        inter_op_parallelism_threads=inter or session,
+        intra_op_parallelism_threads=options.tensorflow_intra_op_parallelism or both,
+        inter_op_parallelism_threads=options.tensorflow_inter_op_parallelism or both,
     )
     config.gpu_options.per_process_gpu_memory_fraction = options.per_process_gpu_memory_fraction
     return config
 
 
-def _channel_arguments(text: str) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for item in filter(None, text.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--grpc_channel_arguments: {item!r} is not of the form key=value.")
-        try:
-            pairs.append((key, int(value)))
-        except ValueError:
-            pairs.append((key, value))
-    return pairs
+def _channel_arguments(pairs: list[tuple[str, str]]) -> list[tuple[str, Any]]:
+    """Numbers as numbers, as gRPC tells its arguments apart."""
+    return [(key, int(value) if value.lstrip("-").isdecimal() else value) for key, value in pairs]

@@ -57,6 +57,7 @@ class Manager:
         retry_seconds: float,
         labels_for_unavailable: bool = False,
         on_change: Callable[[], None] = lambda: None,
+        on_failure: Callable[[str], None] = lambda name: None,
     ):
         """Sets up; `start` begins to load.
 
@@ -68,6 +69,7 @@ class Manager:
           retry_seconds: Between those.
           labels_for_unavailable: Whether a label may stand for a version that is not there.
           on_change: Called after each change of a state.
+          on_failure: Called with a model's name after each load that failed.
         """
         self._load = load
         self._poll_seconds = poll_seconds
@@ -75,6 +77,7 @@ class Manager:
         self._retry_seconds = retry_seconds
         self._labels_for_unavailable = labels_for_unavailable
         self._on_change = on_change
+        self._on_failure = on_failure
         self._wanted = tuple(models)
         self._watched: dict[str, _Watched] = {}
         # What requests read: replaced, never changed, so that they need no lock.
@@ -106,6 +109,10 @@ class Manager:
         """Whether every model has a version that answers."""
         available = self._available
         return all(available.get(model.name) for model in self._wanted)
+
+    def has_model(self, name: str) -> bool:
+        """Whether a model of this name is to be served."""
+        return name in self._labels
 
     def states(self) -> Iterator[tuple[str, Version]]:
         """Every model's name with each of its versions."""
@@ -270,6 +277,7 @@ class Manager:
             version.servable = self._load(name, version)
         except LoadError as error:
             version.error, version.code = str(error), grpc.StatusCode.UNKNOWN
+            self._on_failure(name)
             left = self._max_retries - version.attempts + 1
             version.next_attempt = time.monotonic() + self._retry_seconds
             version.state = State.LOADING if left else State.END

@@ -46,6 +46,14 @@ def _boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def _pairs(text: str) -> list[tuple[str, str]]:
+    pairs = [item.partition("=") for item in text.split(",") if item]
+    for key, equals, _ in pairs:
+        if not (key and equals):
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value,...")
+    return [(key, value) for key, _, value in pairs]
+
+
 def _at_least(minimum: int) -> type[int]:
     class Number(int):
         def __new__(cls, text: str) -> Number:
@@ -84,6 +92,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="ModelServerConfig: several models, version policies, labels (instead of the two)",
     )
     models.add_argument(
+        "--model_config_file_poll_wait_seconds",
+        **{**seconds, "default": 0.0},
+        help="between looks for changes of that file; 0: never (%(default)s)",
+    )
+    models.add_argument(
         "--file_system_poll_wait_seconds",
         **{**seconds, "default": 1.0},
         help="between looks for new versions; 0: one look (%(default)s)",
@@ -113,15 +126,52 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     network.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     network.add_argument("--port", type=positive, default=8500, help="of gRPC (%(default)s)")
     network.add_argument(
+        "--rest_api_port", type=whole, default=0, help="of HTTP; 0: no HTTP (%(default)s)"
+    )
+    network.add_argument(
+        "--ssl_config_file",
+        type=Path,
+        help="SSLConfig: TLS on the gRPC port, with client_verify mTLS",
+    )
+    network.add_argument("--grpc_socket_path", help="Unix socket to listen on for gRPC, too")
+    network.add_argument(
         "--grpc_max_threads",
         type=positive,
         help="RPCs of any kind at a time (16 more than --max_concurrent_requests)",
     )
     network.add_argument(
-        "--grpc_channel_arguments", default="", help="gRPC's own settings: key=value,..."
+        "--grpc_channel_arguments",
+        type=_pairs,
+        default=[],
+        metavar="KEY=VALUE,...",
+        help="gRPC's own settings",
+    )
+    network.add_argument("--rest_api_num_threads", type=positive, default=16, help="(%(default)s)")
+    network.add_argument(
+        "--rest_api_timeout_in_ms", type=positive, default=30_000, help="(%(default)s)"
+    )
+    network.add_argument(
+        "--rest_api_enable_cors_support",
+        default=False,
+        **switch,
+        help="let pages from elsewhere ask over HTTP",
+    )
+    network.add_argument(
+        "--monitoring_config_file", type=Path, help="MonitoringConfig: metrics on the HTTP port"
     )
     network.add_argument(
         "--enable_grpc_healthcheck_service", default=True, **switch, help=argparse.SUPPRESS
+    )
+
+    batching = parser.add_argument_group("batching")
+    batching.add_argument(
+        "--enable_batching",
+        default=False,
+        **switch,
+        help="run requests together that arrive at about the same time",
+    )
+    batching.add_argument(
+        "--batching_parameters_file", type=Path, help="BatchingParameters: sizes, timeout, queue"
     )
 
     bounds = parser.add_argument_group("bounds: what is beyond them is answered RESOURCE_EXHAUSTED")
@@ -169,9 +219,23 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         )
     if not options.model_name:
         parser.error("--model_name is empty")
-    if options.file_system_poll_wait_seconds < 0:
-        parser.error("--file_system_poll_wait_seconds is negative")
+    for flag in ("file_system_poll_wait_seconds", "model_config_file_poll_wait_seconds"):
+        if getattr(options, flag) < 0:
+            parser.error(f"--{flag} is negative")
+    if options.batching_parameters_file is not None and not options.enable_batching:
+        parser.error("--batching_parameters_file is set without --enable_batching")
+    if options.monitoring_config_file is not None and not options.rest_api_port:
+        parser.error("--monitoring_config_file needs --rest_api_port, where the metrics are shown")
+    if options.rest_api_port == options.port:
+        parser.error("--rest_api_port must not be the same as --port")
     if not options.enable_grpc_healthcheck_service:
         parser.error("--enable_grpc_healthcheck_service=false: the health service is always there")
+    if options.tensorflow_session_parallelism and (
+        options.tensorflow_intra_op_parallelism or options.tensorflow_inter_op_parallelism
+    ):
+        parser.error(
+            "--tensorflow_session_parallelism sets both --tensorflow_intra_op_parallelism and "
+            "--tensorflow_inter_op_parallelism: give it, or them"
+        )
     if options.grpc_max_threads is None:
         options.grpc_max_threads = options.max_concurrent_requests + 16

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import grpc
-import numpy as np
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -18,6 +18,7 @@ from tensorflow_serving.apis import (
 from serving.server import images, tensors
 from serving.server.errors import RequestError, deadline_exceeded, invalid_argument
 from serving.server.manager import Manager
+from serving.server.metrics import Metrics
 from serving.server.servable import Arrays, Servable, Signature
 
 _DEFAULT_SIGNATURE = "serving_default"
@@ -37,12 +38,12 @@ class Limits(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A request of which everything has been checked that can be without running it.
+    """A request to a servable.
 
     Attributes:
       servable: Who answers.
       signature: One of the servable's.
-      inputs: An array for each input of the signature.
+      inputs: An array of its type for each input of the signature.
       outputs: Names of the requested outputs, in order.
       deadline: time.monotonic() after which nobody waits for the answer any more.
       is_wanted: Whether the client is still there.
@@ -52,7 +53,7 @@ class Call(NamedTuple):
     signature: Signature
     inputs: Arrays
     outputs: tuple[str, ...]
-    deadline: float = float("inf")
+    deadline: float = math.inf
     is_wanted: Callable[[], bool] = lambda: True
 
 
@@ -70,22 +71,35 @@ def run(call: Call) -> Arrays:
 class Predictor:
     """Answers the requests of both protocols."""
 
-    def __init__(self, manager: Manager, limits: Limits, run: Callable[[Call], Arrays] = run):
+    def __init__(
+        self,
+        manager: Manager,
+        limits: Limits,
+        metrics: Metrics,
+        run_call: Callable[[Call], Arrays] = run,
+    ):
         """Sets up.
 
         Args:
           manager: Has the models.
-          limits: Of one request.
-          run: Runs a call, by itself or with others.
+          limits: Of requests.
+          metrics: Counts.
+          run_call: Runs a call, by itself or with others.
         """
         self.manager = manager
         self._limits = limits
-        self._run = run
+        self._metrics = metrics
+        self._run_call = run_call
+        self._pixels = images.PixelBudget(limits.image_pixels)
+
+    def known_name(self, name: str) -> str:
+        """The name of a model; empty if there is none of this name."""
+        return name if self.manager.has_model(name) else ""
 
     def predict(
         self,
         request: predict_pb2.PredictRequest,
-        deadline: float = float("inf"),
+        deadline: float = math.inf,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> predict_pb2.PredictResponse:
         """Answers PredictionService.Predict.
@@ -101,9 +115,8 @@ class Predictor:
         if not request.HasField("model_spec"):
             raise invalid_argument("Missing ModelSpec")
         with self.manager.servable(request.model_spec) as servable:
-            call = self.check(servable, request)._replace(deadline=deadline, is_wanted=is_wanted)
-            results = self._run(call)
-        return _response(call, results)
+            call = self._parse(servable, request)._replace(deadline=deadline, is_wanted=is_wanted)
+            return _response(call, self.run(call))
 
     def predict_on(
         self, servable: Servable, request: predict_pb2.PredictRequest
@@ -113,15 +126,10 @@ class Predictor:
         Raises:
           RequestError: See `predict`.
         """
-        call = self.check(servable, request)
+        call = self._parse(servable, request)
         return _response(call, run(call))
 
-    def check(self, servable: Servable, request: predict_pb2.PredictRequest) -> Call:
-        """Makes a call of a request.
-
-        Raises:
-          RequestError: It does not fit the signature.
-        """
+    def _parse(self, servable: Servable, request: predict_pb2.PredictRequest) -> Call:
         signature = find_signature(servable, request.model_spec.signature_name)
         outputs = _check_outputs(signature, request.output_filter)
         sent = request.inputs
@@ -135,26 +143,27 @@ class Predictor:
                     f"Expects arg[{index}] to be {tensors.type_name(expected.dtype)} but "
                     f"{tensors.type_name(proto.dtype)} is provided (input {name!r})"
                 )
-            array = tensors.to_numpy(proto, name, self._limits.tensor_bytes)
+            inputs[name] = tensors.to_numpy(proto, name, self._limits.tensor_bytes)
+        return Call(servable, signature, inputs, outputs)
+
+    def run(self, call: Call) -> Arrays:
+        """Runs a call whose arrays are of the signature's types.
+
+        Raises:
+          RequestError: Their shapes or what is in them do not fit, or the run failed.
+        """
+        pixels = 0
+        for name, expected in call.signature.inputs.items():
+            array = call.inputs[name]
             if not _fits(array.shape, expected.shape):
                 raise invalid_argument(
                     f"input {name!r} has the shape {tensors.format_shape(array.shape)}, but the "
                     f"signature takes {tensors.format_shape(expected.shape)}"
                 )
             if expected.dtype == types_pb2.DT_STRING:
-                self._check_images(name, array)
-            inputs[name] = array
-        return Call(servable, signature, inputs, outputs)
-
-    def _check_images(self, name: str, array: np.ndarray) -> None:
-        """Refuses strings that are encoded images of more pixels than can be decoded here."""
-        for index, content in enumerate(array.ravel()):
-            pixels = images.count_pixels(content)
-            if pixels > self._limits.image_pixels:
-                raise invalid_argument(
-                    f"input {name!r}: image {index} has {pixels} pixels, more than the "
-                    f"{self._limits.image_pixels} that this server decodes (--max_image_pixels)"
-                )
+                pixels += self._pixels.count(name, array.ravel())
+        with self._pixels.take(pixels), self._metrics.time_run(call.servable.name):
+            return self._run_call(call)
 
     def metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,6 +26,8 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+
+from serving.server import config, lifecycle, options
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -111,10 +114,12 @@ class Client:
     """Stubs for a server."""
 
     def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None):
+        # A server that is starting is to be noticed soon.
+        options = [("grpc.max_reconnect_backoff_ms", 300)]
         self.channel = (
-            grpc.secure_channel(address, credentials)
+            grpc.secure_channel(address, credentials, options)
             if credentials
-            else grpc.insecure_channel(address)
+            else grpc.insecure_channel(address, options)
         )
         self.stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
@@ -171,54 +176,104 @@ class Client:
 
 
 class Server:
-    """A server process and a client of it."""
+    """A server, in this process or in one of its own, and a client of it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path):
-        self.process = process
+    def __init__(self, port: int, credentials: Any = None):
         self.port = port
-        self.log = log
-        self.client = Client(f"127.0.0.1:{port}")
+        self.client = Client(f"127.0.0.1:{port}", credentials)
+        self.http: Any = None
 
-    def wait(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float = 120) -> None:
         """Waits for something to become true."""
         end = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < end, f"waited {seconds} s\n{self.log.read_text()}"
-            time.sleep(0.05)
+            assert time.monotonic() < end, f"waited {seconds} s, {self.describe()}"
+            time.sleep(0.02)
+
+    def describe(self) -> str:
+        return f"states: {self.client.states()}"
+
+
+class ServerProcess(Server):
+    """A server in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path):
+        super().__init__(port)
+        self.process = process
+        self.log = log
+
+    def describe(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def rss(self) -> int:
+        """Resident memory in MB."""
+        return psutil.Process(self.process.pid).memory_info().rss >> 20
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
 
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., contextlib.AbstractContextManager[Server]]
+StartProcess = Callable[..., contextlib.AbstractContextManager[ServerProcess]]
+
+
+def arguments(base_path: Path | None, port: int, flags: tuple[object, ...]) -> list[str]:
+    model = [] if base_path is None else ["--model_name=toy", f"--model_base_path={base_path}"]
+    return [f"--port={port}", *model, *map(str, flags)]
 
 
 @pytest.fixture(scope="session")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Starts a server process; by default waits until it is healthy."""
+def start_server() -> Start:
+    """Starts a server in this process; by default waits until it is healthy."""
 
     @contextlib.contextmanager
     def start(
-        base_path: Path | None, *flags: object, healthy: bool = True, stderr: Any = None
+        base_path: Path | None, *flags: object, healthy: bool = True, credentials: Any = None
     ) -> Iterator[Server]:
         port = free_port()
-        log = tmp_path_factory.mktemp("server") / "log"
-        command = [sys.executable, "-m", "serving.server", f"--port={port}", *map(str, flags)]
-        if base_path is not None:
-            command += ["--model_name=toy", f"--model_base_path={base_path}"]
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=stderr or file
-            )
+        parsed = options.parse(arguments(base_path, port, (*flags, "--drain_seconds=1")))
+        running = lifecycle.Server(parsed, config.read_files(parsed))
+        running.start()
         try:
-            server = Server(process, port, log)
-            channel = grpc.channel_ready_future(server.client.channel)
-            server.wait(channel.done)
+            server = Server(port, credentials)
             if healthy:
                 server.wait(lambda: server.client.health() == "SERVING")
+            yield server
+        finally:
+            running.stop()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_process(tmp_path_factory: pytest.TempPathFactory) -> StartProcess:
+    """Starts a server in a process of its own and waits until it is healthy."""
+
+    @contextlib.contextmanager
+    def start(
+        base_path: Path, *flags: object, stderr: Any = None, preexec_fn: Any = None
+    ) -> Iterator[ServerProcess]:
+        port = free_port()
+        log = tmp_path_factory.mktemp("server") / "log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "serving.server", *arguments(base_path, port, flags)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=stderr or file,
+                preexec_fn=preexec_fn,
+            )
+        try:
+            server = ServerProcess(process, port, log)
+            channel = grpc.channel_ready_future(server.client.channel)
+            server.wait(lambda: channel.done() or process.poll() is not None)
+            assert process.poll() is None, server.describe()
+            server.wait(lambda: server.client.health() == "SERVING")
             yield server
         finally:
             process.kill()
