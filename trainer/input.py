@@ -10,7 +10,8 @@ import tensorflow_transform as tft
 
 from trainer import preprocessing
 
-_FEATURES = {
+# Of the raw examples.
+FEATURES = {
     preprocessing.IMAGE_KEY: tf.io.FixedLenFeature([], tf.string),
     preprocessing.FINE_LABEL_KEY: tf.io.FixedLenFeature([], tf.int64),
 }
@@ -35,7 +36,7 @@ def read_examples(file_patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
     batches = (
         tf.data.TFRecordDataset(files, compression_type="GZIP", num_parallel_reads=len(files) or 1)
         .batch(_PARSE_BATCH)
-        .map(lambda serialized: tf.io.parse_example(serialized, _FEATURES))
+        .map(lambda serialized: tf.io.parse_example(serialized, FEATURES))
     )
     parsed = list(batches.as_numpy_iterator())
     if not parsed:
