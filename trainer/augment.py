@@ -25,10 +25,10 @@ def augmentation_layers(preset: Preset) -> list[keras.layers.Layer]:
     there they are plain `jax.numpy` and compile, so the flag is corrected.
 
     Args:
-        preset: Whose `random_flip`, `random_rotation` and `random_zoom` are used.
+        preset: Whose `random_flip`, `random_rotation`, `random_zoom` and `random_shift` are used.
 
     Returns:
-        The layers to apply in order; empty if all three are off.
+        The layers to apply in order; empty if all are off.
     """
     # float32 whatever the policy: images are small numbers resampled three times, and rounding
     # them to half precision first would cost more accuracy than the speed is worth.
@@ -45,6 +45,19 @@ def augmentation_layers(preset: Preset) -> list[keras.layers.Layer]:
         layers.append(
             keras.layers.RandomZoom(
                 preset.random_zoom, preset.random_zoom, dtype="float32", name="random_zoom"
+            )
+        )
+    if preset.random_shift:
+        # By whole pixels, as a crop of the padded image shifts; 0 is the mean of the pixels.
+        shift = (preset.random_shift + 0.499) / preset.image_size
+        layers.append(
+            keras.layers.RandomTranslation(
+                shift,
+                shift,
+                fill_mode="constant",
+                interpolation="nearest",
+                dtype="float32",
+                name="random_shift",
             )
         )
     if keras.config.backend() == "jax":

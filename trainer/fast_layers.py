@@ -214,9 +214,18 @@ class FusedTransformerBlock(TransformerBlock):
         mlp_units: Sequence[int],
         dropout_rate: float,
         layer_norm_epsilon: float,
+        linear_mlp_output: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_heads, key_dim, mlp_units, dropout_rate, layer_norm_epsilon, **kwargs)
+        super().__init__(
+            num_heads,
+            key_dim,
+            mlp_units,
+            dropout_rate,
+            layer_norm_epsilon,
+            linear_mlp_output,
+            **kwargs,
+        )
         self.attention_dropout = FastDropout(
             dropout_rate, dtype=self.dtype_policy, name="attention_dropout"
         )

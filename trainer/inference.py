@@ -114,7 +114,10 @@ class _FrozenBlock(_Frozen):
         super().__init__(constants, dtype=block.dtype_policy, name=block.name)
         self._heads, self._width = heads, width
         self._epsilon = block.layer_norm_epsilon
-        self._mlp = [(f"kernel_{i}", f"bias_{i}") for i in range(len(block.mlp.dense_layers))]
+        self._mlp = [
+            (f"kernel_{index}", f"bias_{index}", dense.activation)
+            for index, dense in enumerate(block.mlp.dense_layers)
+        ]
 
     def call(self, x: Any) -> Any:
         """Tokens [B, N, D] to tokens [B, N, D]."""
@@ -128,9 +131,8 @@ class _FrozenBlock(_Frozen):
         y = ops.matmul(mixed, self.output_kernel) + self.output_bias
         x = ops.reshape(x, (-1, width)) + y  # (B x N, D)
         y = _normalized(x, self._epsilon)
-        for kernel, bias in self._mlp:
-            y = ops.matmul(y, getattr(self, kernel)) + getattr(self, bias)
-            y = ops.gelu(y, approximate=False)
+        for kernel, bias, activation in self._mlp:
+            y = activation(ops.matmul(y, getattr(self, kernel)) + getattr(self, bias))
         return ops.reshape(x + y, (-1, tokens, width))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

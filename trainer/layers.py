@@ -154,6 +154,7 @@ class MLP(keras.layers.Layer):
     Args:
         hidden_units: Width of each dense layer.
         dropout_rate: Dropout after each of them, active in training only.
+        linear_output: Whether the last dense layer goes without GELU.
         **kwargs: `keras.layers.Layer` arguments.
 
     Raises:
@@ -162,17 +163,27 @@ class MLP(keras.layers.Layer):
 
     dropout_class: type[keras.layers.Layer] = keras.layers.Dropout
 
-    def __init__(self, hidden_units: Sequence[int], dropout_rate: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        hidden_units: Sequence[int],
+        dropout_rate: float,
+        linear_output: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if not hidden_units:
             raise ValueError("hidden_units is empty: give the MLP at least one width.")
         self.hidden_units = tuple(hidden_units)
         self.dropout_rate = dropout_rate
+        self.linear_output = linear_output
+        activations: list[str | None] = ["gelu"] * len(self.hidden_units)
+        if linear_output:
+            activations[-1] = None
         self.dense_layers = [
             keras.layers.Dense(
-                units, activation="gelu", dtype=self.dtype_policy, name=f"dense_{index}"
+                units, activation=activation, dtype=self.dtype_policy, name=f"dense_{index}"
             )
-            for index, units in enumerate(self.hidden_units)
+            for index, (units, activation) in enumerate(zip(self.hidden_units, activations))
         ]
         self.dropout_layers = [
             self.dropout_class(dropout_rate, dtype=self.dtype_policy, name=f"dropout_{index}")
@@ -210,6 +221,7 @@ class MLP(keras.layers.Layer):
             **super().get_config(),
             "hidden_units": list(self.hidden_units),
             "dropout_rate": self.dropout_rate,
+            "linear_output": self.linear_output,
         }
 
 
@@ -225,6 +237,7 @@ class TransformerBlock(keras.layers.Layer):
         mlp_units: Widths of the MLP; the last must be D, for the residual sum.
         dropout_rate: Dropout of the attention weights and in the MLP, active in training only.
         layer_norm_epsilon: Added to the variance in both layer normalizations.
+        linear_mlp_output: Whether the MLP's last layer goes without GELU.
         **kwargs: `keras.layers.Layer` arguments.
 
     Raises:
@@ -240,6 +253,7 @@ class TransformerBlock(keras.layers.Layer):
         mlp_units: Sequence[int],
         dropout_rate: float,
         layer_norm_epsilon: float,
+        linear_mlp_output: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -248,6 +262,7 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp_units = tuple(mlp_units)
         self.dropout_rate = dropout_rate
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.linear_mlp_output = linear_mlp_output
         self.attention_norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="attention_norm"
         )
@@ -257,7 +272,9 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp_norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="mlp_norm"
         )
-        self.mlp = self.mlp_class(self.mlp_units, dropout_rate, dtype=self.dtype_policy, name="mlp")
+        self.mlp = self.mlp_class(
+            self.mlp_units, dropout_rate, linear_mlp_output, dtype=self.dtype_policy, name="mlp"
+        )
 
     def build(self, input_shape: Shape) -> None:
         """Creates the variables of the four sub-layers."""
@@ -300,4 +317,5 @@ class TransformerBlock(keras.layers.Layer):
             "mlp_units": list(self.mlp_units),
             "dropout_rate": self.dropout_rate,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "linear_mlp_output": self.linear_mlp_output,
         }

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import keras
 
 from trainer.augment import RandomProjection, augmentation_layers
+from trainer.conv_layers import ConvolutionalTokenizer, SequencePooling
 from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
 from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
 from trainer.presets import Preset
@@ -60,7 +61,8 @@ def _build(
     preset: Preset, num_classes: int, input_shape: tuple[int, ...], plain: bool
 ) -> keras.Model:
     image = keras.Input(input_shape, dtype="float32", name="image")  # (B, H, W, C)
-    x = _embed_plainly(preset, image) if plain else _embed(preset, image)  # (B, N, D)
+    fold = not plain and not preset.tokenizer_filters and not preset.random_shift
+    x = _embed(preset, image) if fold else _embed_plainly(preset, image)  # (B, N, D)
     # Below that width the products of projections are larger than the projections.
     fuse = not plain and preset.key_dim >= preset.projection_dim
     block_class = FusedTransformerBlock if fuse else TransformerBlock
@@ -71,12 +73,16 @@ def _build(
             mlp_units=preset.transformer_units,
             dropout_rate=preset.dropout_rate,
             layer_norm_epsilon=preset.layer_norm_epsilon,
+            linear_mlp_output=preset.linear_mlp_output,
             name=f"block_{index}",
         )
         x = block(x)  # (B, N, D)
     x = keras.layers.LayerNormalization(epsilon=preset.layer_norm_epsilon, name="norm")(x)
-    # All tokens side by side rather than a class token (the paper) or their mean.
-    x = keras.layers.Flatten(name="flatten")(x)  # (B, N x D)
+    if preset.sequence_pooling:
+        x = SequencePooling(name="pool")(x)  # (B, D)
+    else:
+        # All tokens side by side rather than a class token (the paper) or their mean.
+        x = keras.layers.Flatten(name="flatten")(x)  # (B, N x D)
     x = keras.layers.Dropout(preset.head_dropout_rate, name="head_dropout")(x)
     if preset.mlp_head_units:
         x = MLP(preset.mlp_head_units, preset.head_dropout_rate, name="head")(x)
@@ -95,6 +101,8 @@ def _embed_plainly(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
         x = resize(x)  # (B, size, size, C)
     for layer in augmentation_layers(preset):
         x = layer(x)  # (B, size, size, C)
+    if preset.tokenizer_filters:
+        return ConvolutionalTokenizer(preset.tokenizer_filters, name="tokenizer")(x)  # (B, N, D)
     x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
     return PatchEmbedding(preset.projection_dim, name="patch_embedding")(x)  # (B, N, D)
 

@@ -70,7 +70,7 @@ def run_fn(fn_args: FnArgs) -> None:
         network = model.build_model(preset, num_classes=classes, seed=config["seed"])
         network.compile(
             optimizer=schedule.build_optimizer(preset, steps_per_epoch=len(train)),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            loss=schedule.build_loss(preset),
             metrics=[
                 keras.metrics.SparseCategoricalAccuracy(name="top_1_accuracy"),
                 keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top_5_accuracy"),

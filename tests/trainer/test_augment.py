@@ -65,6 +65,27 @@ def test_each_step_changes_images_in_training(step: str) -> None:
     assert len({image.tobytes() for image in result}) == (2 if step == "random_flip" else 64)
 
 
+def test_shift_is_by_whole_pixels_up_to_the_limit() -> None:
+    # The place of one bright pixel tells the shift.
+    image = np.zeros((2000, 32, 32, 3), np.float32)
+    image[:, 15, 15] = 1.0
+    result = _apply(
+        image,
+        training=True,
+        image_size=32,
+        random_flip=False,
+        random_rotation=0.0,
+        random_zoom=0.0,
+        random_shift=2,
+    )
+    assert set(np.unique(result)) == {0.0, 1.0}
+    where = np.argwhere(result[..., 0] == 1.0)[:, 1:] - 15
+    assert len(where) == 2000
+    for axis in (0, 1):
+        counts = np.bincount(where[:, axis] + 2, minlength=5)
+        assert len(counts) == 5 and counts.min() > 320  # of 400 each, 4.5 deviations
+
+
 def test_flip_mirrors_left_to_right() -> None:
     image = _images()[:1]
     result = _apply(np.repeat(image, 64, axis=0), training=True, random_rotation=0, random_zoom=0)

@@ -93,6 +93,15 @@ def test_mlp_is_dense_and_exact_gelu() -> None:
         MLP((), 0.5)
 
 
+def test_mlp_with_a_linear_output() -> None:
+    x = _random(5, 7)
+    mlp = MLP((4, 3), 0.0, linear_output=True)
+    y = ops.convert_to_numpy(mlp(x))
+    first, bias, last, last_bias = mlp.get_weights()
+    expected = ops.convert_to_numpy(ops.gelu(x @ first + bias, approximate=False))
+    np.testing.assert_allclose(y, expected @ last + last_bias, atol=1e-5)
+
+
 @pytest.mark.parametrize("layer", [MLP((8, 64), 0.5), _block(dropout_rate=0.5)])
 def test_dropout_is_active_in_training_only(layer: keras.layers.Layer) -> None:
     x = _random(2, 4, 64)

@@ -125,6 +125,16 @@ def test_fast_and_plain_model_exchange_weights(preset: str) -> None:
     np.testing.assert_allclose(_logits(fast), _logits(plain), atol=1e-5)
 
 
+def test_compact_parameters_and_shapes() -> None:
+    model = build_model(get_preset("compact"), seed=0)
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert trainable == 390_245
+    assert model.count_params() == trainable + 2 * (32 + 64 + 96)  # the norms' moving averages
+    assert model.get_layer("tokenizer").output.shape == (None, 64, 96)
+    assert model.get_layer("pool").output.shape == (None, 96)
+    assert _logits(model).shape == (4, 100)
+
+
 def test_tiny_parameters() -> None:
     assert build_model(TINY).count_params() == 63_172
 

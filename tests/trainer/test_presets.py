@@ -36,12 +36,20 @@ def test_notebook_is_the_reference_configuration() -> None:
         "weight_decay": 1e-3,
         "min_top_1_accuracy": 0.05,
         "min_top_5_accuracy": 0.20,
+        "tokenizer_filters": (),
+        "sequence_pooling": False,
+        "linear_mlp_output": False,
+        "random_shift": 0,
+        "label_smoothing": 0.0,
+        "warmup": 0.0,
+        "decay_matrices_only": False,
     }
 
 
 def test_number_of_patches() -> None:
     assert get_preset("notebook").num_patches == 49
     assert get_preset("tiny").num_patches == 16
+    assert get_preset("compact").num_patches == 64
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -63,9 +71,9 @@ def test_unknown_name_lists_the_presets_and_the_closest() -> None:
     with pytest.raises(ValueError) as error:
         get_preset("notbook")
     assert str(error.value) == (
-        "Unknown preset 'notbook': choose one of notebook, tiny. Did you mean 'notebook'?"
+        "Unknown preset 'notbook': choose one of compact, notebook, tiny. Did you mean 'notebook'?"
     )
-    with pytest.raises(ValueError, match=r"choose one of notebook, tiny\.$"):
+    with pytest.raises(ValueError, match=r"choose one of compact, notebook, tiny\.$"):
         get_preset("resnet50")
 
 
@@ -104,6 +112,13 @@ def test_indivisible_patch_size_names_both_values_and_a_fix() -> None:
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
         ({"learning_rate_schedule": "step"}, "'step': choose one of constant, cosine"),
         ({"weight_decay": -1e-3}, "weight_decay is -0.001: it must be a number of at least 0"),
+        ({"random_shift": 1.5}, "random_shift is 1.5: it must be a whole number of pixels"),
+        ({"random_shift": 224}, "random_shift is 224"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"warmup": 0.1}, "learning_rate_schedule is 'constant': use 'cosine', or a warmup of 0"),
+        ({"sequence_pooling": None}, "sequence_pooling is None: it must be True or False"),
+        ({"tokenizer_filters": (8,)}, "end it with projection_dim = 64"),
+        ({"tokenizer_filters": (8, 64)}, "set patch_size, which is 32, to 2"),
         ({"min_top_1_accuracy": 5}, "min_top_1_accuracy is 5: it must be a fraction"),
         ({"min_top_1_accuracy": 0.3}, "raise it to at least 0.3"),
     ],

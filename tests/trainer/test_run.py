@@ -324,6 +324,18 @@ def test_trains_on_several_devices(inputs: Inputs, finished: Path, tmp_path: Pat
     np.testing.assert_allclose(-np.log(picked).mean(), history[-1]["val_loss"], rtol=1e-4)
 
 
+def test_compact_trains_and_serves(inputs: Inputs, tmp_path: Path):
+    # Its own optimizer settings, loss and layers, batch statistics among them.
+    result = train(inputs, tmp_path, preset="compact", epochs=1)
+    assert result["trainable_parameters"] == 390_245
+    (epoch,) = result["history"]
+    assert 0 < epoch["loss"] < 10
+    served = tf.saved_model.load(str(tmp_path / "model" / "Format-Serving"))
+    outputs = served.signatures["serving_default"](tf.constant(inputs.validation_images))
+    correct = outputs["top_5_ids"].numpy()[:, 0] == inputs.validation_labels
+    np.testing.assert_allclose(correct.mean(), epoch["val_top_1_accuracy"], atol=1e-3)
+
+
 @pytest.mark.skipif(len(tf.config.list_physical_devices("GPU")) > 1, reason="there are GPUs here")
 def test_strategy_without_several_gpus():
     assert run._strategy() is tf.distribute.get_strategy()

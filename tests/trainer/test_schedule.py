@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 
+from trainer.model import build_model
 from trainer.presets import get_preset
-from trainer.schedule import build_optimizer
+from trainer.schedule import SmoothedCrossentropy, build_loss, build_optimizer
 
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer, step: int) -> float:
@@ -43,6 +44,42 @@ def test_weight_decay_is_decoupled_and_scaled_by_the_rate() -> None:
     optimizer.apply([keras.ops.zeros(2)], [weight])
     # Without a gradient only the decay acts: w - rate * decay * w.
     np.testing.assert_allclose(keras.ops.convert_to_numpy(weight), [1.9, -3.8], rtol=1e-6)
+
+
+def test_warm_up_rises_to_the_peak_then_falls_to_zero() -> None:
+    preset = dataclasses.replace(get_preset("compact"), epochs=4, learning_rate=0.01, warmup=0.1)
+    optimizer = build_optimizer(preset, steps_per_epoch=50)
+    rates = [_learning_rate(optimizer, step) for step in (0, 10, 20, 110, 200)]
+    np.testing.assert_allclose(rates, [0.0, 0.005, 0.01, 0.005, 0.0], atol=1e-6)
+
+
+def test_decay_leaves_out_biases_norms_and_positions() -> None:
+    network = build_model(get_preset("compact"), seed=0)
+    preset = dataclasses.replace(
+        get_preset("compact"), learning_rate=0.1, learning_rate_schedule="constant", warmup=0.0
+    )
+    optimizer = build_optimizer(preset, steps_per_epoch=1)
+    for variable in network.trainable_variables:
+        variable.assign(keras.ops.ones(variable.shape))
+    zeros = [keras.ops.zeros(v.shape) for v in network.trainable_variables]
+    optimizer.apply(zeros, network.trainable_variables)
+    kept = {v.name for v in network.trainable_variables if float(keras.ops.min(v)) == 1.0}
+    assert kept == {"bias", "gamma", "beta", "position_embedding"}
+    decayed = {v.name for v in network.trainable_variables if float(keras.ops.max(v)) < 1.0}
+    assert decayed == {"kernel"}
+
+
+def test_smoothed_loss_is_that_of_smoothed_one_hot_labels() -> None:
+    logits = np.random.default_rng(0).normal(size=(6, 100)).astype(np.float32)
+    labels = np.array([0, 5, 99, 5, 1, 2])
+    loss = build_loss(get_preset("compact"))
+    assert isinstance(loss, SmoothedCrossentropy)
+    reference = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    expected = float(reference(np.eye(100, dtype=np.float32)[labels], logits))
+    assert abs(float(loss(labels, logits)) - expected) < 1e-5
+    copy = keras.losses.deserialize(keras.losses.serialize(loss))
+    assert abs(float(copy(labels, logits)) - expected) < 1e-5
+    assert type(build_loss(get_preset("notebook"))) is keras.losses.SparseCategoricalCrossentropy
 
 
 def test_no_steps_is_refused() -> None:
