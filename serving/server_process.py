@@ -103,9 +103,9 @@ def serve(
         f"--model_base_path={base_path}",
         # It loads or it does not; servers try for minutes otherwise.
         "--max_num_load_retries=0",
+        "--enable_batching=true",
+        f"--batching_parameters_file={batching}",
     ]
-    if kind == TF_SERVING:
-        flags += ["--enable_batching=true", f"--batching_parameters_file={batching}"]
     with contextlib.ExitStack() as stack:
         for trial in range(1, _PORT_TRIALS + 1):
             port = _free_port()
@@ -134,7 +134,7 @@ def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
     with log.open("wb") as output:
         # A session of its own: it is ended with all that it has started, and by nobody else.
         process = subprocess.Popen(
-            command,
+            [*_tied_to_this_process(), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -153,6 +153,12 @@ def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _tied_to_this_process() -> list[str]:
+    """A prefix for commands that ends them if this process is killed, which cleans up nothing."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
 def _wait(

@@ -104,8 +104,9 @@ def check(
             if not problems:
                 answers[name] = outputs
                 problems = _batch_problems(client, name, inputs[name], outputs, batch_sizes)
+                parts = _parts(known_inputs[name], largest)
                 problems += _known_problems(
-                    client, name, known_inputs[name], known_probabilities, findings.report
+                    client, name, parts, known_probabilities, findings.report
                 )
         except ServerError as error:
             client.status()  # raises where the server is what has failed
@@ -201,10 +202,17 @@ def _batch_problems(
     return []
 
 
+def _parts(inputs: Any, size: int) -> list[Any]:
+    """Cuts an input into requests that the server admits."""
+    return [inputs[begin : begin + size] for begin in range(0, len(inputs), size)]
+
+
 def _known_problems(
-    client: Client, name: str, inputs: Any, expected: np.ndarray, report: dict[str, Any]
+    client: Client, name: str, parts: list[Any], expected: np.ndarray, report: dict[str, Any]
 ) -> list[str]:
-    answered = client.predict({INPUTS[name]: inputs}, name)[PROBABILITIES]
+    answered = np.concatenate(
+        [client.predict({INPUTS[name]: part}, name)[PROBABILITIES] for part in parts]
+    )
     if answered.shape != expected.shape:
         return [f"{PROBABILITIES} is {list(answered.shape)}, in training {list(expected.shape)}"]
     difference = _difference(answered, expected)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +115,7 @@ def test_a_good_model_is_blessed_with_warmup(
     # TF Serving's binary goes first; its port is taken when it is started for the first time.
     tf_serving(
         tmp_path / "bin",
-        f"[ -e {tmp_path}/tried ] && exec {sys.executable} -m serving.server "
-        "$(echo $@ | sed 's/--[a-z_]*batching[^ ]*//g')\n"
+        f"[ -e {tmp_path}/tried ] && exec {sys.executable} -m serving.server $@\n"
         f"touch {tmp_path}/tried; echo 'bind: Address already in use' >&2; exit 1",
         monkeypatch,
     )
@@ -202,6 +205,32 @@ def test_a_server_that_dies_later_is_noticed_and_none_is_left(tmp_path: Path):
             server.check()
     with pytest.raises(ProcessLookupError):
         os.killpg(server.process.pid, 0)
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="util-linux has no setpriv here")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_does_not_outlive_who_has_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals
+):
+    tf_serving(tmp_path / "bin", f"echo $$ >{tmp_path}/pid; exec sleep 300", monkeypatch)
+    program = (
+        "from pathlib import Path; from serving.server_process import serve\n"
+        f"with serve(Path(), 'vit', batching=Path(), log=Path('{tmp_path}/log'), timeout=99): pass"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+            assert parent.poll() is None
+            time.sleep(0.05)
+    finally:
+        parent.send_signal(end)
+        parent.wait()
+    server = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{server}").exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {server} is still there")
 
 
 def test_nothing_to_query_with(examples: types.Artifact, tmp_path: Path):
