@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -256,8 +257,11 @@ def test_compose_runs_the_same_server(
         elif not flag.endswith("_wait_seconds"):
             assert ours[flag] == theirs[flag], flag
     assert all(port.startswith("127.0.0.1:") for port in compose["ports"])
-    sources = [volume.rsplit(":", 2)[0] for volume in compose["volumes"]]
-    assert os.path.realpath(SERVING / sources[1]) == str(CONFIG)
+    defaults = [re.fullmatch(r"\$\{\w+:-(.*)\}:.*:ro", text) for text in compose["volumes"]]
+    assert [os.path.realpath(SERVING / default[1]) for default in defaults if default] == [
+        str(ROOT / "output" / "serving_models"),
+        str(CONFIG),
+    ]
 
 
 def test_the_image_is_of_the_tensorflow_that_is_locked() -> None:
