@@ -49,13 +49,14 @@ cat "$certificates" >"$secrets/certificates"
 set --
 [ ! -s "$secrets/certificates" ] || set -- --secret "id=certificates,src=$secrets/certificates"
 
-# The time of the commit, so that the same commit gives the same image, and "dirty" where files differ from it.
+# Files get the time when the dependencies last changed: the same commit gives the same image, and another one the same
+# layer of dependencies. The label says which commit it is, and "dirty" where files differ from it.
 revision=$(git rev-parse HEAD 2>/dev/null) || revision=unknown
-time=$(git log -1 --format=%ct 2>/dev/null) || time=0
+time=$(git log -1 --format=%ct -- requirements kubeflow/Dockerfile 2>/dev/null) || time=0
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-dirty
 case $("$engine" --version) in
-podman*) set -- "$@" --timestamp "$time" ;;
-*) set -- "$@" --build-arg "SOURCE_DATE_EPOCH=$time" ;;
+podman*) set -- "$@" --timestamp "${time:-0}" ;;
+*) set -- "$@" --build-arg "SOURCE_DATE_EPOCH=${time:-0}" ;;
 esac
 
 say "building $image on $base"
