@@ -84,7 +84,7 @@ def run(package: Package, root: Path, data: Path, texts: Sequence[str], shared_m
     local.init(runner=runner, pipeline_root=str(root), raise_on_error=True)
     try:
         components.load_component_from_file(str(package.path))(**arguments)
-    except docker.errors.DockerException as error:  # such as an image that is not there
+    except (docker.errors.DockerException, OSError) as error:  # such as an image that is not there
         raise RuntimeError(f"the container engine: {error}") from error
     return places["serving_dir"]
 
