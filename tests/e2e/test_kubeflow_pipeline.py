@@ -1,0 +1,222 @@
+"""The compiled pipeline as Kubeflow Pipelines runs it, data to pushed model, without a cluster.
+
+`tests/kubeflow/cluster.py` reads the package, and each container's command runs in a process of its
+own, as in the image. The tests of this file are one story and run in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.dataset.format import fingerprint
+from tests.kubeflow.cluster import LOGS, Cluster, Execution, KubeflowError
+from tests.kubeflow.conftest import REPOSITORY, run_compiler
+
+pytestmark = pytest.mark.timeout(1800)  # on a busy machine; two minutes on an idle one
+
+ROOT = "minio://mlpipeline/v2/artifacts"
+DATA = ("ExampleGen", "SchemaGen", "StatisticsGen", "ExampleValidator", "DataGate", "Transform")
+
+
+class Installation:
+    """A cluster with a bucket, a volume with data on it, and the compiled pipeline."""
+
+    def __init__(self, folder: Path, data: Path):
+        self.volume = folder / "volume"
+        shutil.copytree(data, self.volume / "data")
+        self.fingerprint = fingerprint(self.volume / "data")
+        self.package = folder / "pipeline.yaml"
+        process = run_compiler(
+            *("--dataset_name", "synthetic", "--preset", "tiny", "--batch_size", 32),
+            *("--volume_path", self.volume, "--data", self.volume / "data"),
+            *(
+                "--serving_dir",
+                self.volume / "models",
+                "--checkpoints",
+                self.volume / "checkpoints",
+            ),
+            *("--root", ROOT, "--output", self.package),
+        )
+        assert process.returncode == 0, process.stderr
+        image = {
+            "python": sys.executable,
+            "/app/kubeflow/entrypoint.py": str(REPOSITORY / "kubeflow/entrypoint.py"),
+        }
+        # Less than a shell has: containers get what the package says, and no more.
+        variables = {name: os.environ[name] for name in ("PATH", "HOME")}
+        self.cluster = Cluster(folder / "cluster", image, variables)
+        self.cluster.make_bucket("mlpipeline")
+
+    def run(self, root: str | None = None, **parameters: Any) -> dict[str, Execution]:
+        parameters = {"data_fingerprint": self.fingerprint, **parameters}
+        print(f"\nrun with {parameters}")
+        return self.cluster.run(self.package, parameters, root)
+
+    def versions(self) -> list[Path]:
+        folder = self.volume / "models" / "synthetic_vit"
+        return sorted(folder.iterdir(), key=lambda path: int(path.name)) if folder.exists() else []
+
+    def files(self, artifact: dict[str, Any]) -> set[str]:
+        folder = self.cluster.stored(artifact["uri"])
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> Installation:
+    return Installation(tmp_path_factory.mktemp("kubeflow"), synthetic_folder)
+
+
+@pytest.fixture(scope="module")
+def first(installation: Installation) -> dict[str, Execution]:
+    return installation.run()
+
+
+@pytest.fixture(scope="module")
+def second(installation: Installation, first: dict[str, Execution]) -> dict[str, Execution]:
+    # A longer training than was compiled in, and no demand that it be better for it.
+    return installation.run(epochs=2, max_accuracy_drop=1)
+
+
+def explain(executions: dict[str, Execution]) -> str:
+    return "\n".join(
+        f"{name}: {execution.error}{execution.log[-5000:]}"
+        for name, execution in executions.items()
+        if execution.state == "FAILED"
+    )
+
+
+def report(version: Path) -> dict[str, Any]:
+    return json.loads((version / "assets.extra" / "training.json").read_text())
+
+
+def test_every_component_runs(installation: Installation, first: dict[str, Execution]):
+    assert {execution.state for execution in first.values()} == {"COMPLETE"}, explain(first)
+    assert set(first) == {*DATA, "Trainer", "Baseline", "Evaluator", "ServingValidator", "Pusher"}
+    (version,) = installation.versions()
+    assert (version / "saved_model.pb").exists()
+    assert report(version)["preset"]["name"] == "tiny"
+    assert report(version)["dataset"] == "synthetic"
+    assert report(version)["preset"]["batch_size"] == 32
+    assert len(report(version)["history"]) == 1
+
+
+def test_properties_pass_from_component_to_component(
+    installation: Installation, first: dict[str, Execution]
+):
+    def metadata(task: str, key: str) -> dict[str, Any]:
+        return first[task].artifacts[key]["metadata"]
+
+    examples = metadata("ExampleGen", "examples")
+    assert json.loads(examples["split_names"]) == ["train", "validation", "test"]
+    assert examples["content_fingerprint"] == installation.fingerprint
+    assert examples["dataset_name"] == "synthetic"
+    model, blessing = first["Trainer"].artifacts["model"], metadata("Evaluator", "blessing")
+    assert blessing["blessed"] == 1
+    assert blessing["current_model"] == model["uri"]
+    assert blessing["current_model_id"] == model["name"]
+    assert "baseline_model" not in blessing
+    assert metadata("ServingValidator", "blessing")["blessed"] == 1
+    (version,) = installation.versions()
+    assert (version / "assets.extra" / "tf_serving_warmup_requests").exists()
+    pushed = metadata("Pusher", "pushed_model")
+    assert pushed["pushed"] == 1
+    assert pushed["pushed_version"] == version.name
+    assert pushed["pushed_destination"] == str(version)
+
+
+def test_artifacts_are_in_the_bucket(installation: Installation, first: dict[str, Execution]):
+    for execution in first.values():
+        for artifact in execution.artifacts.values():
+            assert artifact["uri"].startswith(f"{ROOT}/vit/")
+            assert str(installation.cluster.stored("")) not in json.dumps(artifact["metadata"])
+            assert "/pods/" not in json.dumps(artifact["metadata"])
+    examples = installation.files(first["ExampleGen"].artifacts["examples"])
+    assert {"dataset.json", "Split-train/data_tfrecord-00000-of-00001.gz"} <= examples
+    model = installation.files(first["Trainer"].artifacts["model"])
+    assert "Format-Serving/saved_model.pb" in model
+    assert "BLESSED" in installation.files(first["Evaluator"].artifacts["blessing"])
+    assert installation.files(first["Baseline"].artifacts["baseline"]) == set()
+
+
+def test_logs_are_streamed_and_kept(installation: Installation, first: dict[str, Execution]):
+    log = installation.cluster.stored(first["Trainer"].artifacts[LOGS]["uri"])
+    assert "epoch 1/1 took" in log.read_text()
+    for execution in first.values():
+        assert "error: " not in execution.log
+
+
+def test_next_run_trains_anew_and_compares_with_the_pushed_model(
+    installation: Installation, second: dict[str, Execution]
+):
+    assert all(execution.state != "FAILED" for execution in second.values()), explain(second)
+    cached = {name for name, execution in second.items() if execution.state == "CACHED"}
+    assert cached == set(DATA)
+    earlier, later = installation.versions()
+    assert len(report(earlier)["history"]) == 1
+    assert len(report(later)["history"]) == 2
+    baseline = second["Baseline"].artifacts["baseline"]
+    assert baseline["metadata"]["version"] == earlier.name
+    assert "Format-Serving/saved_model.pb" in installation.files(baseline)
+    blessing = second["Evaluator"].artifacts["blessing"]["metadata"]
+    assert blessing["baseline_model"] == baseline["uri"]
+    assert blessing["baseline_model_id"] == baseline["name"]
+    assert second["Pusher"].artifacts["pushed_model"]["metadata"]["pushed_version"] == later.name
+
+
+def failed(installation: Installation, execution: Execution) -> str:
+    """Checks that a container has failed and left nothing; returns the last line of its log."""
+    assert execution.state == "FAILED"
+    assert execution.exit_code == 1
+    assert set(execution.artifacts) == {LOGS}
+    folder = installation.cluster.stored(execution.artifacts[LOGS]["uri"]).parent
+    assert [path.name for path in folder.iterdir()] == [LOGS]
+    return execution.log.splitlines()[-1]
+
+
+def test_other_data_are_not_taken_from_the_cache_and_must_be_readable(
+    installation: Installation, second: dict[str, Execution]
+):
+    (installation.volume / "data" / "test.bin").rename(installation.volume / "gone")
+    executions = installation.run(data_fingerprint="0" * 64)
+    (installation.volume / "gone").rename(installation.volume / "data" / "test.bin")
+    assert {name: execution.state for name, execution in executions.items()} == {
+        "SchemaGen": "CACHED",
+        "ExampleGen": "FAILED",
+    }
+    assert failed(installation, executions["ExampleGen"]) == (
+        f"error: components.example_gen.executor.Executor failed: {installation.volume}/data/"
+        "test.bin does not exist; the data folder must hold train.bin, test.bin, "
+        "fine_label_names.txt, coarse_label_names.txt."
+    )
+
+
+def test_an_executor_that_raises(installation: Installation, second: dict[str, Execution]):
+    executions = installation.run(preset="tinny")
+    assert set(executions) == {*DATA, "Trainer"}
+    line = failed(installation, executions["Trainer"])
+    assert line.startswith("error: tfx.components.trainer.executor.GenericExecutor failed: ")
+    assert "tinny" in line
+    assert "Traceback (most recent call last):" in executions["Trainer"].log
+    assert len(installation.versions()) == 2
+
+
+def test_a_missing_bucket(installation: Installation, second: dict[str, Execution]):
+    executions = installation.run("s3://nowhere/root", seed=5)
+    # What the cache has is where it was; Trainer is the first that has to write.
+    (name,) = (name for name, execution in executions.items() if execution.state != "CACHED")
+    assert name == "Trainer"
+    assert executions[name].state == "FAILED" and executions[name].exit_code is None
+    assert executions[name].error == 'Failed to open bucket "nowhere"'
+    assert executions[name].artifacts == {}
+
+
+def test_a_run_has_to_say_what_its_data_are(installation: Installation):
+    with pytest.raises(KubeflowError, match=r"the run has no value for \['data_fingerprint'\]"):
+        installation.cluster.run(installation.package, {})
