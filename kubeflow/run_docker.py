@@ -30,6 +30,8 @@ def _runner(shared_memory: str) -> object:
         import docker
         from kfp import local
 
+        # Seconds without a line of a container's log; a training has longer ones than 60.
+        docker.client.DEFAULT_TIMEOUT_SECONDS = 86400
         # As the caller: what containers write belongs to who started them.
         user = f"{os.getuid()}:{os.getgid()}"
         runner = local.DockerRunner(user=user, shm_size=shared_memory)
