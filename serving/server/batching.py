@@ -2,7 +2,7 @@
 
 Requests to the same servable, signature and outputs form batches in the order they came. A batch
 is run when it is full, or when its first request has waited for the timeout and a thread is free;
-with a timeout of 0, whatever gathered while the threads were busy. Three things differ:
+with a timeout of 0, whatever gathered while the threads were busy. Four things differ:
 
 - A request that fails does not fail those it shares a batch with: they are run again, one by one.
 - A queue that is full answers RESOURCE_EXHAUSTED, where TF Serving has UNAVAILABLE: a client that
@@ -10,6 +10,8 @@ with a timeout of 0, whatever gathered while the threads were busy. Three things
 - A batch does not wait for the timeout when nobody else can be expected: the most requests that
   were here at a time of late are shared between the threads, and a batch that has its share runs.
   So a lone client never waits, however long the timeout, while under load batches fill.
+- Where padding to an allowed size would be more than a quarter of a batch, the next smaller size is
+  run (the policy BATCH_DOWN of TensorFlow's batching operations), as more will come.
 """
 
 from __future__ import annotations
@@ -194,21 +196,27 @@ class Batcher:
 
     def _next_batch(self) -> list[_Task]:
         """Waits for a batch that is due."""
+        free_since = time.monotonic()
         with self._changed:
             while True:
-                key, seconds = self._find_due()
+                key, seconds = self._find_due(free_since)
                 if key is not None:
                     return self._take(key)
                 self._idle += 1
                 self._changed.wait(seconds)
                 self._idle -= 1
 
-    def _find_due(self) -> tuple[Any, float | None]:
-        """The queue to serve, or None and the seconds until there is one if nothing arrives."""
+    def _find_due(self, free_since: float) -> tuple[Any, float | None]:
+        """The queue to serve, or None and the seconds until there is one if nothing arrives.
+
+        The timeout counts from when there is a thread: those whom it has just answered are about
+        to ask again, and the leftover of the batch before would run without them.
+        """
         now = time.monotonic()
         seconds = None
         for key, queue in self._queues.items():
-            left = queue.tasks[0].enqueued + self._parameters.timeout - now
+            since = max(queue.tasks[0].enqueued, free_since)
+            left = since + self._parameters.timeout - now
             if left <= 0 or self._is_full(queue):
                 return key, None
             seconds = left if seconds is None else min(seconds, left)
@@ -227,20 +235,34 @@ class Batcher:
         queue = self._queues.pop(key)
         tasks: list[_Task] = []
         rows = 0
-        # With other threads at hand, two halves side by side end sooner than the whole.
-        most = self._share() if self._idle and self._parameters.timeout else len(queue.tasks)
+        # Two halves side by side on two threads end sooner than the whole on one.
+        most = self._share() if self._parameters.timeout else len(queue.tasks)
         while queue.tasks and len(tasks) < most:
             if rows + queue.tasks[0].rows > self._parameters.max_execution_size:
                 break
             task = queue.tasks.popleft()
             rows += task.rows
             tasks.append(task)
+        # Rather than many rows of padding, a smaller batch; whom it leaves is first in the next.
+        smaller = self._without_much_padding(rows)
+        while rows > smaller and rows - tasks[-1].rows >= smaller:
+            task = tasks.pop()
+            rows -= task.rows
+            queue.tasks.appendleft(task)
         queue.rows -= rows
         if queue.tasks:
             self._queues[key] = queue
             if self._idle:
                 self._changed.notify()
         return tasks
+
+    def _without_much_padding(self, rows: int) -> int:
+        """The rows of these to run: all, or where a quarter would be padding, a size allowed."""
+        sizes = self._parameters.allowed_sizes
+        padded = next((size for size in sizes if size >= rows), rows)
+        if 4 * (padded - rows) <= padded:
+            return rows
+        return max((size for size in sizes if size < rows), default=rows)
 
     def _run(self, tasks: list[_Task]) -> None:
         now = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from serving.server.admission import Admission
 from serving.server.batching import Batcher
-from serving.server.config import ConfigError, Files, Model, read_models
+from serving.server.config import Batching, ConfigError, Files, Model, read_models
 from serving.server.grpc_server import GrpcServer
 from serving.server.manager import Manager
 from serving.server.metrics import Metrics
@@ -46,6 +47,7 @@ class Server:
           OSError: A port cannot be listened on.
         """
         self._options = options
+        self._batching = files.batching
         _bound_arenas()
         tf.get_logger().setLevel("ERROR")
         self._metrics = Metrics()
@@ -110,7 +112,8 @@ class Server:
         """Makes a servable of a folder, warmed up."""
         options = self._options
         tags = options.saved_model_tags.split(",")
-        servable = Servable(name, version.number, version.path, tags, _session_config(options))
+        session_config = _session_config(options, self._batching)
+        servable = Servable(name, version.number, version.path, tags, session_config)
         if options.enable_model_warmup:
             iterations = max(options.num_request_iterations_for_warmup, 1)
             try:
@@ -168,10 +171,15 @@ def _bound_arenas() -> None:
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 
-def _session_config(options: argparse.Namespace) -> Any:
+def _session_config(options: argparse.Namespace, batching: Batching | None) -> Any:
     both = options.tensorflow_session_parallelism
+    intra_op = options.tensorflow_intra_op_parallelism or both
+    if not intra_op and batching is not None:
+        # Batches that run side by side share the cores. Each with threads for all of them, they
+        # would wait for one another at every operation: half the throughput for a small model.
+        intra_op = max(1, len(os.sched_getaffinity(0)) // batching.threads)
     config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=options.tensorflow_intra_op_parallelism or both,
+        intra_op_parallelism_threads=intra_op,
         inter_op_parallelism_threads=options.tensorflow_inter_op_parallelism or both,
     )
     config.gpu_options.per_process_gpu_memory_fraction = options.per_process_gpu_memory_fraction

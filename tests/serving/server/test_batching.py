@@ -105,6 +105,26 @@ def test_batches_are_padded_with_valid_rows_and_bounded(servable: Servable):
     assert [result["rows"][0] for result in results] == [8, 8, 8, 8, 4]
 
 
+def test_a_smaller_batch_is_run_rather_than_much_padding(servable: Servable):
+    runs: list[int] = []
+    batcher = Batcher(
+        Batching(max_batch_size=8, max_execution_size=8, threads=1, allowed_sizes=(1, 4, 8)),
+        lambda waited, rows: runs.append(rows),
+    )
+    results = gather(batcher, servable, [call(servable, x=floats(n * n)) for n in range(5)])
+    assert [result["y"].tolist() for result in results] == [[0], [1], [2], [3], [4]]
+    assert runs == [1, 4, 1]  # five would be three rows short of eight
+    runs.clear()
+    gather(batcher, servable, [call(servable, x=floats(4)) for _ in range(6)])
+    assert runs == [1, 6]  # two rows of padding in eight are a quarter
+    runs.clear()
+    gather(batcher, servable, [call(servable, x=floats(4, 4, 4)) for _ in range(2)])
+    assert runs == [1, 6]
+    runs.clear()
+    gather(batcher, servable, [call(servable, x=floats(*[4] * rows)) for rows in (3, 2)])
+    assert runs == [1, 5]  # no request is taken apart for it, and nobody is left out
+
+
 def test_a_failing_request_fails_alone(servable: Servable):
     batcher = Batcher(Batching(threads=1))
     values = [floats(4), floats(-1, 4), floats(9, 16)]
