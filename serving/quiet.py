@@ -8,6 +8,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import BinaryIO
 
 
 @contextlib.contextmanager
@@ -23,17 +24,42 @@ def quiet_tensorflow() -> Iterator[None]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     warnings.filterwarnings("ignore")
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept, os.fdopen(os.dup(2), "wb") as terminal:
+    _name_temporary_folder()
+    _flush_stderr()
+    with _open_store() as kept, os.fdopen(os.dup(2), "wb", buffering=0) as terminal:
         os.dup2(kept.fileno(), 2)
         try:
             yield
         except BaseException:
-            sys.stderr.flush()
+            _flush_stderr()
             kept.seek(0)
-            terminal.write(kept.read())
+            with contextlib.suppress(OSError):
+                terminal.write(kept.read())
             raise
         finally:
-            sys.stderr.flush()
-            terminal.flush()
+            _flush_stderr()
             os.dup2(terminal.fileno(), 2)
+
+
+def _name_temporary_folder() -> None:
+    # TensorFlow asks for its name when it is imported, through absl's modules for tests, and Python
+    # knows none where nothing can be written.
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        tempfile.tempdir = os.environ.get("TMPDIR") or "/tmp"
+
+
+def _open_store() -> BinaryIO:
+    """A file that no path leads to; where the system has such files, it is not on a disk, either.
+
+    A full disk, or one that is read-only, must not keep a program from starting.
+    """
+    create = getattr(os, "memfd_create", None)  # Linux
+    return tempfile.TemporaryFile() if create is None else os.fdopen(create("stderr"), "w+b")
+
+
+def _flush_stderr() -> None:
+    # It may lead to a file on a full disk, or to a terminal that has gone.
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()

@@ -152,6 +152,7 @@ class Server:
         """Refuses new requests and finishes accepted ones."""
         _log.info("draining: new requests are refused, accepted ones finished")
         self._stopped.set()
+        self._manager.stop()
         self._grpc.show_health(False)
         seconds = self._options.drain_seconds
         drains = [threading.Thread(target=self._grpc.drain, args=[seconds])]

@@ -94,10 +94,9 @@ class Manager:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, after what it is just loading. Models stay until the process ends."""
+        """Loads and unloads nothing more, but for what the thread is at; does not wait for it."""
         self._stopping = True
         self._wake.set()
-        self._thread.join()
 
     def configure(self, models: Sequence[Model]) -> None:
         """Serves other models, or the same ones otherwise; those that are not named go."""
@@ -206,14 +205,16 @@ class Manager:
                 self._wake.wait(self._poll_seconds or None)
 
     def _apply_models(self) -> None:
-        for model in self._wanted:
+        wanted = self._wanted  # Read once: `configure` may replace it meanwhile
+        for model in wanted:
             self._watched.setdefault(model.name, _Watched(model)).model = model
-        self._labels = {model.name: model.labels for model in self._wanted}
+        self._labels = {model.name: model.labels for model in wanted}
 
     def _step(self, watched: _Watched) -> bool:
         """Brings one model closer to its folders; returns whether it should go on soon."""
         model = watched.model
-        if model not in self._wanted:
+        is_wanted = self.has_model(model.name)
+        if not is_wanted:
             aspired: list[int] = []
         else:
             try:
@@ -235,7 +236,7 @@ class Manager:
                 busy |= self._try_to_load(watched, watched.versions[number])
         busy |= self._unload(watched, aspired)
         ended = all(version.state == State.END for version in watched.versions.values())
-        if ended and model not in self._wanted:
+        if ended and not is_wanted:
             del self._watched[model.name]
             self._publish()
         return busy

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Toy(tf.Module):
-    """`y = 2 x + offset`, and signatures that are slow, that fail, and that decode images."""
+    """`y = 2 x + offset`; other signatures are slow, wait, fail, and decode images."""
 
     def __init__(self, offset: float):
         super().__init__()
@@ -52,6 +52,15 @@ class Toy(tf.Module):
     def root(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.control_dependencies([tf.debugging.assert_non_negative(x, "x is negative")]):
             return {"y": tf.sqrt(x), "rows": tf.fill([tf.shape(x)[0]], tf.shape(x)[0])}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="path")])
+    def hold(self, path: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Ends when there is no file at the first path any more."""
+        wait = tf.while_loop(
+            lambda i: tf.size(tf.io.matching_files(path[0])) > 0, lambda i: [i + 1], [0]
+        )
+        with tf.control_dependencies(wait):
+            return {"path": tf.identity(path)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="loops")])
     def work(self, loops: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -74,6 +83,7 @@ class Toy(tf.Module):
         signatures = {
             "serving_default": self.double,
             "root": self.root,
+            "hold": self.hold,
             "work": self.work,
             "decode": self.decode,
         }

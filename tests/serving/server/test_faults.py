@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import random
-import shutil
+import resource
+import signal
 import struct
+import subprocess
+import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -14,41 +20,73 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.apis import predict_pb2
 
 from tests.serving.server.conftest import (
+    Client,
     ServerProcess,
     StartProcess,
     arrays,
+    free_port,
     predict_request,
 )
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 GROWTH_MB = 300
+CONCURRENT = 32
 
 
 @pytest.fixture(scope="module")
 def server(start_process: StartProcess, toys: list[Path], tmp_path_factory: Any) -> Iterator:
     base = tmp_path_factory.mktemp("faults") / "toy"
-    shutil.copytree(toys[1], base / "1")
+    base.mkdir()
+    os.symlink(toys[1], base / "1")
+    port = free_port()
+    monitoring = base.parent / "monitoring"
+    monitoring.write_text('prometheus_config { enable: true path: "/metrics" }')
     batching = base.parent / "batching"
     batching.write_text(
         "max_batch_size { value: 16 } batch_timeout_micros { value: 2000 } "
-        "max_enqueued_batches { value: 4 } allowed_batch_sizes: 4 allowed_batch_sizes: 16"
+        "max_enqueued_batches { value: 4 } num_batch_threads { value: 4 } "
+        "allowed_batch_sizes: 4 allowed_batch_sizes: 16"
     )
     with start_process(
         base,
         "--enable_batching",
         f"--batching_parameters_file={batching}",
         "--max_message_bytes=4000000",
-        "--max_concurrent_requests=32",
+        # What is held takes a thread of each kind.
+        "--tensorflow_inter_op_parallelism=6",
+        f"--max_concurrent_requests={CONCURRENT}",
+        f"--rest_api_port={port}",
+        f"--monitoring_config_file={monitoring}",
         "--file_system_poll_wait_seconds=0.1",
     ) as process:
         process.base = base
+        process.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
         yield process
+
+
+def in_progress(server: ServerProcess) -> int:
+    """How many predictions the server is working on."""
+    page = server.http.get("/metrics").text
+    (family,) = (f for f in text_string_to_metric_families(page) if "in_progress" in f.name)
+    return int(family.samples[0].value)
+
+
+@contextlib.contextmanager
+def held(path: Path, rows: int = 1) -> Iterator[predict_pb2.PredictRequest]:
+    """A request whose answer cannot come before the block ends, however slow or fast this is."""
+    path.touch()
+    try:
+        yield predict_request("hold", path=[str(path).encode()] * rows)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def is_well(server: ServerProcess) -> None:
@@ -197,3 +235,136 @@ def test_deadlines(server: ServerProcess):
         server.client.predict("work", loops=np.int32([30_000]), timeout=0.5)
     assert failure.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - begin < 5
+
+
+CLIENT = """
+import grpc, sys, threading
+channel = grpc.insecure_channel(f"127.0.0.1:{sys.argv[1]}")
+request = sys.stdin.buffer.read()
+pending = [channel.unary_unary(sys.argv[2]).future(request, timeout=60) for _ in range(3)]
+threading.Event().wait()
+"""
+
+
+def test_a_client_that_is_killed_in_the_middle(server: ServerProcess, tmp_path: Path):
+    command = [sys.executable, "-c", CLIENT, str(server.port), PREDICT]
+    with held(tmp_path / "hold") as request:
+        client = subprocess.Popen(command, stdin=subprocess.PIPE)
+        try:
+            assert client.stdin is not None
+            client.stdin.write(request.SerializeToString())
+            client.stdin.close()
+            server.wait(lambda: in_progress(server) == 3)
+        finally:
+            client.kill()
+            client.wait()
+        is_well(server)
+    # None of its requests takes a place any longer.
+    server.wait(lambda: in_progress(server) == 0)
+    is_well(server)
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "reason"),
+    [
+        (1, CONCURRENT, f"{CONCURRENT} requests are being answered already"),
+        # Four batches run and four wait; which of them run when the first is refused is open.
+        (16, 8, "batch scheduling queue to which this task was submitted is full"),
+    ],
+    ids=["requests", "queue"],
+)
+def test_beyond_its_bounds_it_refuses_and_recovers(
+    server: ServerProcess, tmp_path: Path, rows: int, most: int, reason: str
+):
+    before = server.rss
+    with held(tmp_path / "hold", rows) as request:
+        pending = [server.client.stub.Predict.future(request, timeout=120) for _ in range(400)]
+        server.wait(lambda: sum(item.done() for item in pending) >= len(pending) - most)
+        refused = [item for item in pending if item.done()]
+        assert server.rss < before + GROWTH_MB
+    assert {item.code().name for item in refused} == {"RESOURCE_EXHAUSTED"}
+    assert any(reason in item.details() for item in refused)
+    kept = [item for item in pending if item not in refused]
+    assert most / 2 <= len(kept) <= most
+    for item in kept:
+        assert len(arrays(item.result())["path"]) == rows
+    server.wait(lambda: in_progress(server) == 0)
+    is_well(server)
+
+
+def test_switching_versions_does_not_add_up_in_memory(server: ServerProcess, toys: list[Path]):
+    sizes = []
+    for number in range(2, 10):
+        os.symlink(toys[1], server.base / str(number))
+        expected = {number - 1: "END", number: "AVAILABLE"}
+        server.wait(lambda wanted=expected: server.client.states().items() >= wanted.items())
+        sizes.append(server.rss)
+    assert sizes[-1] < sizes[2] + 40, sizes
+
+
+def test_sigterm_under_load_loses_no_accepted_request(server: ServerProcess, tmp_path: Path):
+    """Last of those with this server: it ends."""
+    refused: list[grpc.RpcError] = []
+    answered = threading.Event()
+    ended = threading.Event()
+
+    def keep_asking() -> None:
+        client = Client(f"127.0.0.1:{server.port}")
+        while not ended.is_set():
+            try:
+                assert client.offset() == 1
+                answered.set()
+            except grpc.RpcError as error:
+                refused.append(error)
+                time.sleep(0.05)
+
+    with held(tmp_path / "hold") as request:
+        accepted = [server.client.stub.Predict.future(request, timeout=120) for _ in range(3)]
+        server.wait(lambda: in_progress(server) == 3)
+        with futures.ThreadPoolExecutor(4) as pool:
+            load = [pool.submit(keep_asking) for _ in range(4)]
+            try:
+                assert answered.wait(60)
+                assert not refused
+                server.process.send_signal(signal.SIGTERM)
+                server.wait(lambda: len(refused) > 20)
+                assert not any(item.done() for item in accepted)
+                (tmp_path / "hold").unlink()
+                for item in accepted:
+                    assert len(arrays(item.result())["path"]) == 1
+                assert server.process.wait(60) == 0
+            finally:
+                ended.set()
+    for item in load:
+        item.result()
+    # Nobody was cut off in the middle: what failed had not been let in.
+    assert {error.code().name for error in refused} == {"UNAVAILABLE"}
+    assert "stopped" in server.log.read_text()
+
+
+def test_a_full_disk(start_process: StartProcess, toys: list[Path], tmp_path: Path):
+    """Nothing can be written from the start, neither the log nor any other file."""
+
+    def forbid_writing() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    (tmp_path / "toy").mkdir()
+    os.symlink(toys[1], tmp_path / "toy" / "1")
+    with (
+        open("/dev/full", "wb") as full,
+        start_process(
+            tmp_path / "toy",
+            "--file_system_poll_wait_seconds=0.1",
+            stderr=full,
+            preexec_fn=forbid_writing,
+        ) as server,
+    ):
+        is_well(server)
+        # Each of these is worth a line in the log.
+        (tmp_path / "toy" / "2").mkdir()
+        server.wait(lambda: server.client.states().get(2) == "LOADING")
+        server.wait(lambda: "cannot be loaded" in server.client.errors()[2])
+        os.symlink(toys[3], tmp_path / "toy" / "3")
+        server.wait(lambda: server.client.states().get(3) == "AVAILABLE")
+        assert server.client.offset() == 3
+        assert server.stop() == 0

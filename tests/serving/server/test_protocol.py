@@ -199,7 +199,7 @@ def test_what_the_graph_refuses_keeps_its_code(client: Client):
 
 def test_metadata(client: Client):
     signatures = client.signatures()
-    assert sorted(signatures) == ["decode", "root", "serving_default", "work"]
+    assert sorted(signatures) == ["decode", "hold", "root", "serving_default", "work"]
     x = signatures["serving_default"].inputs["x"]
     assert (x.dtype, [dim.size for dim in x.tensor_shape.dim]) == (1, [-1, 2])
     request = get_model_metadata_pb2.GetModelMetadataRequest()
