@@ -21,6 +21,8 @@ import tensorflow_transform.beam as tft_beam
 from PIL import Image
 
 from components.dataset.synthetic import LABEL_NAMES
+from serving import server_process
+from serving.client import Client
 from trainer import export, preprocessing
 from trainer.model import build_model
 from trainer.presets import get_preset
@@ -28,6 +30,7 @@ from trainer.presets import get_preset
 COARSE = tuple(LABEL_NAMES.coarse[label // 5] for label in range(100))
 NAMES = export.ClassNames(LABEL_NAMES.fine, COARSE)
 EXTRA = {"dataset.json": {"name": "synthetic"}, "training.json": {"history": [{"loss": 4.5}]}}
+BATCHING = Path(__file__).resolve().parents[2] / "serving" / "config" / "batching.config"
 SIGNATURES = ("serving_default", "serving_bytes", "serving_examples")
 
 
@@ -169,6 +172,30 @@ def test_three_signatures_agree(ask: Callable, images: np.ndarray, count: int):
         np.testing.assert_allclose(
             answer["probabilities"], answers[0]["probabilities"], rtol=1e-6, atol=0
         )
+
+
+def test_a_model_server_answers_the_same(
+    exported: Path, ask: Callable, images: np.ndarray, tmp_path: Path
+):
+    """By whatever signature, from TensorFlow Serving where it is installed, else the embedded."""
+    (tmp_path / "vit").mkdir()
+    os.symlink(exported, tmp_path / "vit" / "1")
+    settings = {"batching": BATCHING, "log": tmp_path / "log", "timeout": 90.0}
+    with (
+        server_process.serve(tmp_path / "vit", "vit", **settings) as server,
+        Client(server.address, "vit") as client,
+    ):
+        assert sorted(client.metadata()[1]) == sorted(SIGNATURES)
+        for name, values in as_inputs(images).items():
+            key = {"serving_default": "images", "serving_bytes": "image_bytes"}.get(
+                name, "examples"
+            )
+            served, expected = client.predict({key: values}, name), ask(name, values)
+            assert served.keys() == expected.keys()
+            for output in ("top_5_ids", "top_5_names", "top_5_coarse_names"):
+                np.testing.assert_array_equal(served[output], expected[output])
+            for output in ("probabilities", "top_5_probabilities"):
+                np.testing.assert_allclose(served[output], expected[output], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
