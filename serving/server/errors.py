@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import grpc
 
-# gRPC carries a status message in a header, which has to stay small; TF Serving cuts at this, too.
+# Bytes. gRPC carries a status message in a header, which has to stay small (and takes three bytes
+# for each that is not ASCII); TF Serving cuts at this, too.
 _MESSAGE_LIMIT = 1024
 
 
@@ -19,9 +20,10 @@ class RequestError(Exception):
     def __init__(self, code: grpc.StatusCode, message: str):
         super().__init__(message)
         self.code = code
-        self.message = (
-            message if len(message) <= _MESSAGE_LIMIT else f"{message[:_MESSAGE_LIMIT]}...TRUNCATED"
-        )
+        encoded = message.encode(errors="replace")
+        self.message = encoded[:_MESSAGE_LIMIT].decode(errors="ignore")
+        if len(encoded) > _MESSAGE_LIMIT:
+            self.message += "...TRUNCATED"
 
 
 def invalid_argument(message: str) -> RequestError:

@@ -1,8 +1,9 @@
 """Sizes of encoded images, read from their headers before anything decodes them.
 
 A few kilobytes of PNG or JPEG can claim gigapixels, and the graph allocates what they claim.
-Specifications: PNG (ISO/IEC 15948) 11.2.1, JPEG (ITU-T T.81) B.1.1.4 and B.2.2, GIF89a 18, BMP's
-BITMAPINFOHEADER; these are the formats that tf.io.decode_image takes.
+Specifications: PNG (ISO/IEC 15948) 11.2.1, JPEG (ITU-T T.81) B.1.1.4 and B.2.2, GIF89a 18 to 26,
+BMP's BITMAPINFOHEADER, WebP (RFC 9649 2.5 to 2.7); these are the formats that tf.io.decode_image
+takes, the last one in newer releases of TensorFlow.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def count_pixels(content: bytes) -> int:
       content: Any bytes.
 
     Returns:
-      Width times height of a PNG, JPEG, GIF or BMP; 0 for anything else, among it images that are
-      too damaged to say.
+      Width times height of a PNG, JPEG, GIF (of all its frames together), BMP or WebP; 0 for
+      anything else, among it images that are too damaged to say.
     """
     try:
         if content.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -37,7 +38,9 @@ def count_pixels(content: bytes) -> int:
         elif content.startswith(b"\xff\xd8"):
             return _count_jpeg(content)
         elif content.startswith(b"GIF8"):
-            width, height = struct.unpack_from("<HH", content, 6)
+            return _count_gif(content)
+        elif content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+            width, height = _webp_size(content)
         elif content.startswith(b"BM"):
             width, height = struct.unpack_from("<ii", content, 18)
         else:
@@ -68,6 +71,43 @@ def _count_jpeg(content: bytes) -> int:
             pixels = max(pixels, width * height)
         (length,) = struct.unpack_from(">H", content, position)
         position += max(length, 2)
+
+
+def _count_gif(content: bytes) -> int:
+    """All frames: they are unpacked one and all, whatever size the first or the screen has."""
+    width, height, flags = struct.unpack_from("<HHB", content, 6)
+    screen, frames = width * height, 0
+    position = 13 + _table_bytes(flags)
+    while (introducer := content[position : position + 1]) in (b",", b"!"):
+        if introducer == b",":
+            if position + 10 > len(content):
+                break
+            width, height, flags = struct.unpack_from("<HHB", content, position + 5)
+            frames += width * height
+            position += 11 + _table_bytes(flags)
+        else:
+            position += 2
+        while position < len(content) and content[position]:  # Blocks of so many bytes
+            position += 1 + content[position]
+        position += 1
+    return max(screen, frames)
+
+
+def _table_bytes(flags: int) -> int:
+    """Bytes of the color table that a GIF's flags announce."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    kind = content[12:16]
+    if kind == b"VP8X":
+        low, middle, high = struct.unpack_from("<HHH", content, 24)
+        return 1 + low + ((middle & 0xFF) << 16), 1 + (middle >> 8) + (high << 8)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", content, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", content, 26)
+    return width & 0x3FFF, height & 0x3FFF
 
 
 class PixelBudget:

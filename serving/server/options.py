@@ -219,7 +219,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         )
     if not options.model_name:
         parser.error("--model_name is empty")
-    for flag in ("file_system_poll_wait_seconds", "model_config_file_poll_wait_seconds"):
+    for flag in (
+        "file_system_poll_wait_seconds",
+        "model_config_file_poll_wait_seconds",
+        "drain_seconds",
+    ):
         if getattr(options, flag) < 0:
             parser.error(f"--{flag} is negative")
     if options.batching_parameters_file is not None and not options.enable_batching:

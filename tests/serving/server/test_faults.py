@@ -126,6 +126,9 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
 
 BOMBS = [png(30_000, 30_000), png(2**31 - 1, 2**31 - 1), jpeg_that_claims(65_000, 65_000)]
 BOMBS.append(b"GIF89a" + struct.pack("<HHBBB", 65_000, 65_000, 0, 0, 0) + bytes(100))
+# A small screen with frames that are larger.
+FRAME = b"," + struct.pack("<HHHHB", 0, 0, 60_000, 60_000, 0) + b"\x02\x02\x44\x01\x00"
+BOMBS.append(b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6) + 3 * FRAME + b";")
 BOMBS.append(b"BM" + bytes(16) + struct.pack("<ii", 60_000, -60_000) + bytes(100))
 
 
@@ -204,7 +207,7 @@ def test_survives_malformed_requests(server: ServerProcess):
     assert "a request failed" not in log and "a batch failed" not in log
 
 
-@pytest.mark.parametrize("bomb", BOMBS, ids=["png", "huge_png", "jpeg", "gif", "bmp"])
+@pytest.mark.parametrize("bomb", BOMBS, ids=["png", "huge_png", "jpeg", "gif", "gif_frames", "bmp"])
 def test_image_bombs_are_refused_before_they_are_decoded(server: ServerProcess, bomb: bytes):
     before = server.rss
     begin = time.monotonic()
@@ -213,6 +216,13 @@ def test_image_bombs_are_refused_before_they_are_decoded(server: ServerProcess, 
     assert "more than the 25000000 that this server decodes" in message
     assert time.monotonic() - begin < 5
     assert server.rss < before + GROWTH_MB
+
+
+def test_a_message_of_long_characters_arrives(server: ServerProcess):
+    code, message = server.client.refusal(predict_request("\U0010ffff" * 5000))
+    assert code == "FAILED_PRECONDITION"
+    assert message.startswith('Serving signature key "\U0010ffff')
+    assert message.endswith("...TRUNCATED")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", png(8, 8)[:40], b"\xff\xd8\xff"])
