@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # A second signal does not wait for anything.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    server.stop()
+    server.drain()
     # Not through the interpreter's own end: TensorFlow's threads may be at work, and standard
     # streams on a full disk would turn the exit code into a failure.
     os._exit(0)

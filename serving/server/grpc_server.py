@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -33,12 +34,52 @@ MODEL_SERVICE = "tensorflow.serving.ModelService"
 # TF Serving's health service knows them without their package; the empty name is the server.
 _HEALTH_NAMES = ("", PREDICTION_SERVICE, MODEL_SERVICE, "PredictionService", "ModelService")
 
+_LINGER_SECONDS = 0.1
+
 T = TypeVar("T")
 
 
-def _answer(context: grpc.ServicerContext, function: Callable[[], T]) -> T:
+class _Accepted:
+    """Counts RPCs from when they are let in until their answers are sent.
+
+    gRPC's own graceful stop would lose some: those that have arrived when it begins, but have no
+    thread yet, end as CANCELLED, which no client takes for a reason to ask another server.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+        self._is_closed = False
+
+    def add(self, context: grpc.ServicerContext) -> None:
+        """Lets an RPC in.
+
+        Raises:
+          RequestError: UNAVAILABLE, none are let in any more.
+        """
+        with self._changed:
+            if self._is_closed:
+                raise RequestError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+            self._count += 1
+        if not context.add_callback(self._remove):
+            self._remove()  # It has ended already: the client has gone
+
+    def _remove(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def close(self, seconds: float) -> None:
+        """Lets none in any more, and waits for those that are in, for a while."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.wait_for(lambda: not self._count, seconds)
+
+
+def _answer(accepted: _Accepted, context: grpc.ServicerContext, function: Callable[[], T]) -> T:
     """Calls a function and turns what it raises into a status."""
     try:
+        accepted.add(context)
         return function()
     except RequestError as error:
         code, message = error.code, error.message
@@ -52,8 +93,11 @@ def _answer(context: grpc.ServicerContext, function: Callable[[], T]) -> T:
 class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Classify, Regress and MultiInference stay UNIMPLEMENTED: models here have no such methods."""
 
-    def __init__(self, predictor: Predictor, admission: Admission, metrics: Metrics):
+    def __init__(
+        self, predictor: Predictor, admission: Admission, metrics: Metrics, accepted: _Accepted
+    ):
         self._predictor = predictor
+        self._accepted = accepted
         self._admission = admission
         self._metrics = metrics
 
@@ -69,24 +113,25 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             with self._metrics.count(name, "GRPC"), self._admission:
                 return self._predictor.predict(request, deadline, context.is_active)
 
-        return _answer(context, predict)
+        return _answer(self._accepted, context, predict)
 
     def GetModelMetadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Tells a model's signatures."""
-        return _answer(context, lambda: self._predictor.metadata(request))
+        return _answer(self._accepted, context, lambda: self._predictor.metadata(request))
 
 
 class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, predictor: Predictor):
+    def __init__(self, predictor: Predictor, accepted: _Accepted):
         self._predictor = predictor
+        self._accepted = accepted
 
     def GetModelStatus(
         self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
     ) -> get_model_status_pb2.GetModelStatusResponse:
         """Tells the states of a model's versions."""
-        return _answer(context, lambda: self._predictor.status(request))
+        return _answer(self._accepted, context, lambda: self._predictor.status(request))
 
 
 class GrpcServer:
@@ -123,13 +168,14 @@ class GrpcServer:
                 *arguments,
             ],
         )
+        self._accepted = _Accepted()
         self._health = health.HealthServicer()
         self.show_health(False)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            _PredictionService(predictor, admission, metrics), self._server
+            _PredictionService(predictor, admission, metrics, self._accepted), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            _ModelService(predictor), self._server
+            _ModelService(predictor, self._accepted), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -173,6 +219,12 @@ class GrpcServer:
             self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
     def drain(self, seconds: float) -> None:
-        """Refuses new RPCs and waits for the accepted ones, which are cut off after a while."""
+        """Refuses new RPCs, as UNAVAILABLE, and waits for the accepted ones, for a while."""
         self._health.enter_graceful_shutdown()
-        self._server.stop(seconds).wait()
+        self._accepted.close(seconds)
+        # What was sent last is to arrive before the process ends, which may reset connections.
+        time.sleep(_LINGER_SECONDS)
+
+    def close(self) -> None:
+        """Gives the ports back and cuts off every RPC."""
+        self._server.stop(None).wait()

@@ -148,8 +148,8 @@ class Server:
                     _log.error("%s What was configured before stays.", error)
                 complaint = str(error)
 
-    def stop(self) -> None:
-        """Refuses new requests and finishes accepted ones."""
+    def drain(self) -> None:
+        """Refuses new requests and finishes accepted ones; then the process can end."""
         _log.info("draining: new requests are refused, accepted ones finished")
         self._stopped.set()
         self._manager.stop()
@@ -162,7 +162,11 @@ class Server:
             thread.start()
         for thread in drains:
             thread.join()
-        _log.info("stopped")
+        _log.info("drained")
+
+    def close(self) -> None:
+        """Gives back the ports after `drain`, in a process that goes on."""
+        self._grpc.close()
 
 
 def _bound_arenas() -> None:

@@ -254,7 +254,8 @@ def start_server() -> Start:
                 server.wait(lambda: server.client.health() == "SERVING")
             yield server
         finally:
-            running.stop()
+            running.drain()
+            running.close()
 
     return start
 
