@@ -103,7 +103,7 @@ def _wait_for_epoch(project: Project, process: subprocess.Popen[str]) -> str:
     """Waits until the first epoch is done; returns the id of the run that is in progress."""
     assert process.stdout is not None
     for line in process.stdout:
-        if "epoch 1/" in line:
+        if "epoch 1/" in line and "took" in line:  # slow epochs have lines before their end
             holder = lock_holder(str(project.root))
             assert holder is not None and holder.process == process.pid
             return holder.run_id
