@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from components.dataset.format import NUM_FINE_CLASSES
 from components.dataset.locate import SYNTHETIC
 from trainer import presets
+from trainer.preset import OVERRIDES, Preset
 
 VERBOSITIES = ("quiet", "info", "debug")
 _NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*", re.IGNORECASE)
@@ -168,7 +169,7 @@ class PipelineConfig:
             shown = repr(value) if isinstance(value, str) else value
             raise ConfigError(f"--{name} is {shown}: {what_to_do}.")
 
-    def resolve_preset(self, **overrides: int) -> presets.Preset:
+    def resolve_preset(self, **overrides: int) -> Preset:
         """Returns the preset with what the command line overrides.
 
         Args:
@@ -178,7 +179,7 @@ class PipelineConfig:
           ValueError: The preset is unknown, or refuses a value.
         """
         preset = presets.get_preset(self.preset)
-        names = (*presets.OVERRIDES, "min_top_1_accuracy", "min_top_5_accuracy")
+        names = (*OVERRIDES, "min_top_1_accuracy", "min_top_5_accuracy")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.min_top_1_accuracy is not None:
             # A top-1 hit is a top-5 hit: a threshold raised alone raises the preset's other one.

@@ -18,7 +18,7 @@ from components.dataset.locate import Dataset
 from pipeline import console, fingerprint, graph, summary
 from pipeline.config import PipelineConfig
 from pipeline.run_history import RunHistory, exclusive_run
-from trainer.presets import Preset
+from trainer.preset import Preset
 
 ERROR_FILE = "error.log"
 

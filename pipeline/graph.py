@@ -30,7 +30,7 @@ from components.pusher.component import AtomicPusher
 from components.schema_gen.component import CuratedSchemaGen
 from components.serving_validator.component import ServingValidator
 from serving import client
-from trainer.presets import OVERRIDES, Preset
+from trainer.preset import OVERRIDES, Preset
 
 # Names of the metrics, in Evaluator's results as in Keras's history.
 TOP_1 = "top_1_accuracy"

@@ -16,7 +16,7 @@ from typing import NoReturn
 from pipeline import config as pipeline_config
 from pipeline import console
 from pipeline.interruption import interruptible
-from trainer.presets import Preset
+from trainer.preset import Preset
 
 ARGUMENTS_VARIABLE = "VIT_PIPELINE_ARGS"
 

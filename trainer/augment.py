@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainer.presets import Preset
+from trainer.preset import Preset
 
 
 def augmentation_layers(preset: Preset) -> list[keras.layers.Layer]:

@@ -12,7 +12,7 @@ from trainer.augment import RandomProjection, augmentation_layers
 from trainer.conv_layers import ConvolutionalTokenizer, SequencePooling
 from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
 from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
-from trainer.presets import Preset
+from trainer.preset import Preset
 
 
 def build_model(

@@ -16,6 +16,7 @@ import tensorflow_transform as tft
 
 from trainer import callbacks, export, known_answers, model, presets, schedule
 from trainer.input import make_dataset, read_examples
+from trainer.preset import OVERRIDES, Preset
 
 if TYPE_CHECKING:
     from tfx.components.trainer.fn_args_utils import FnArgs
@@ -44,7 +45,7 @@ def run_fn(fn_args: FnArgs) -> None:
     callbacks.return_freed_memory()
     config = fn_args.custom_config
     preset = dataclasses.replace(
-        presets.get_preset(config["preset"]), **{name: config[name] for name in presets.OVERRIDES}
+        presets.get_preset(config["preset"]), **{name: config[name] for name in OVERRIDES}
     )
     keras.utils.set_random_seed(config["seed"])
     card = read_dataset_card(fn_args.train_files[0])
@@ -131,7 +132,7 @@ def _fit(
     network: keras.Model,
     train: tf.data.Dataset,
     validation: tf.data.Dataset,
-    preset: presets.Preset,
+    preset: Preset,
     log_dir: str,
     checkpoints: str,
 ) -> list[dict[str, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainer.presets import Preset
+from trainer.preset import Preset
 
 
 def build_optimizer(preset: Preset, *, steps_per_epoch: int) -> keras.optimizers.Optimizer:
