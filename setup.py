@@ -80,6 +80,7 @@ setup(
             "kfp-kubernetes <2" + OLD_LINE,
             "kfp-kubernetes >=2.16,<3" + NEW_LINE,
         ],
+        "onnx": ["onnx", "onnxruntime", "tf2onnx >=1.17"],  # for --export onnx
         "test": [
             "hypothesis",
             "jax[cpu]",

@@ -64,7 +64,7 @@ def test_every_requirement_of_setup_py_is_pinned_within_its_range(
     python: str, stem: str, distribution: setuptools.Distribution
 ) -> None:
     declared = [*distribution.install_requires]
-    for extra in ("gpu", "kubeflow", "test"):
+    for extra in ("gpu", "kubeflow", "onnx", "test"):
         declared += distribution.extras_require[extra]
     locked = pins(stem)
     checked = set()
