@@ -133,6 +133,32 @@ def build_calls(images: np.ndarray, labels: np.ndarray) -> dict[str, Call]:
     return calls
 
 
+def transform_graph(images: np.ndarray, labels: np.ndarray, folder: Path) -> tft.TFTransformOutput:
+    """Runs Transform's analysis.
+
+    Args:
+      images: uint8 [N, 32, 32, 3].
+      labels: int64 [N].
+      folder: To write the transform graph to.
+    """
+    metadata = tft.DatasetMetadata.from_feature_spec(FEATURES)
+    rows = [
+        {preprocessing.IMAGE_KEY: image.tobytes(), preprocessing.FINE_LABEL_KEY: int(label)}
+        for image, label in zip(images, labels)
+    ]
+    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
+        graph = (pipeline | beam.Create(rows), metadata) | tft_beam.AnalyzeDataset(
+            preprocessing.preprocessing_fn
+        )
+        _ = graph | tft_beam.WriteTransformFn(str(folder / "transform"))
+    return tft.TFTransformOutput(str(folder / "transform"))
+
+
+def raw_bytes(images: np.ndarray) -> np.ndarray:
+    """Images as `trainer.input` has them, object [N]."""
+    return np.array([image.tobytes() for image in images], dtype=object)
+
+
 def input_rate(images: np.ndarray, labels: np.ndarray, folder: Path) -> float:
     """Images per second of the Trainer's input when nothing else is computed.
 
@@ -141,21 +167,10 @@ def input_rate(images: np.ndarray, labels: np.ndarray, folder: Path) -> float:
       labels: int64 [N].
       folder: To write a transform graph to.
     """
-    raw = [image.tobytes() for image in images]
-    metadata = tft.DatasetMetadata.from_feature_spec(FEATURES)
-    rows = [
-        {preprocessing.IMAGE_KEY: image, preprocessing.FINE_LABEL_KEY: int(label)}
-        for image, label in zip(raw[:1000], labels)  # enough for the graph to have its constants
-    ]
-    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
-        graph = (pipeline | beam.Create(rows), metadata) | tft_beam.AnalyzeDataset(
-            preprocessing.preprocessing_fn
-        )
-        _ = graph | tft_beam.WriteTransformFn(str(folder / "transform"))
     dataset = make_dataset(
-        np.array(raw, dtype=object),
+        raw_bytes(images),
         labels,
-        tft.TFTransformOutput(str(folder / "transform")),
+        transform_graph(images[:1000], labels[:1000], folder),  # enough to have its constants
         batch_size=_BATCH,
         shuffle_seed=0,
     )

@@ -52,13 +52,27 @@ class PipelineConfig:
     limit: int | None = knob(
         None, "data", "use at most N images of each split, class-balanced", metavar="N"
     )
-    preset: str = knob("notebook", "model", f"one of {', '.join(sorted(presets.PRESETS))}")
+    preset: str | None = knob(
+        None,
+        "model",
+        f"one of {', '.join(sorted(presets.PRESETS))}; default: {presets.ON_CPU} on a machine "
+        f"without a GPU, else {presets.ON_GPU}",
+        metavar="NAME",
+    )
     epochs: int | None = knob(
         None,
         "model",
-        "passes over the training images; default: the preset's on a GPU, on a CPU one for each "
-        "four cores, two at least",
+        f"passes over the training images; default: the preset's on a GPU; on a CPU "
+        f"--train_minutes for {presets.ON_CPU}, for others one for each four cores, two at least",
         metavar="N",
+    )
+    train_minutes: float | None = knob(
+        None,
+        "model",
+        "train for so long, with the learning rate's schedule over that time, whatever the number "
+        f"of epochs; default: {presets.MINUTES_ON_CPU} for {presets.ON_CPU} on a CPU, a share of "
+        "that for fewer images",
+        metavar="X",
     )
     batch_size: int | None = knob(
         None, "model", "images per training step; default: the preset's", metavar="N"
@@ -134,6 +148,16 @@ class PipelineConfig:
             self.limit is None or self.limit >= NUM_FINE_CLASSES,
             f"it must be {NUM_FINE_CLASSES} or more, an image of each class",
         )
+        minutes = self.train_minutes
+        self._check(
+            "train_minutes",
+            minutes is None or 0.0 < minutes < math.inf,
+            "it must be above 0 and finite",
+        )
+        if self.epochs is not None and minutes is not None:
+            raise ConfigError(
+                f"--epochs is {self.epochs} and --train_minutes is {minutes}: give one of them."
+            )
         rate, decay = self.learning_rate, self.weight_decay
         self._check(
             "learning_rate", rate is None or 0.0 < rate < math.inf, "it must be above 0 and finite"
@@ -169,8 +193,8 @@ class PipelineConfig:
             shown = repr(value) if isinstance(value, str) else value
             raise ConfigError(f"--{name} is {shown}: {what_to_do}.")
 
-    def resolve_preset(self, **overrides: int) -> Preset:
-        """Returns the preset with what the command line overrides.
+    def resolve_preset(self, **overrides: float) -> Preset:
+        """Returns the preset, by default that for a GPU, with what the command line overrides.
 
         Args:
           **overrides: Fields of the preset to replace, too.
@@ -178,7 +202,7 @@ class PipelineConfig:
         Raises:
           ValueError: The preset is unknown, or refuses a value.
         """
-        preset = presets.get_preset(self.preset)
+        preset = presets.get_preset(self.preset or presets.ON_GPU)
         names = (*OVERRIDES, "min_top_1_accuracy", "min_top_5_accuracy")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.min_top_1_accuracy is not None:
@@ -276,7 +300,8 @@ def parse_args(arguments: Sequence[str]) -> PipelineConfig:
         "fits this machine.",
         epilog="examples:\n"
         "  --preset tiny --limit 1000      a smoke test, a minute or two\n"
-        "  --epochs 20                     the reference notebook's training length\n"
+        "  --train_minutes 60              the default on a CPU, but six times as long\n"
+        "  --preset notebook --epochs 20   the reference notebook\n"
         "  --data cifar-100-binary.tar.gz --work_dir /tmp/run\n",
     )
 

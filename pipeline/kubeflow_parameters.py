@@ -184,6 +184,12 @@ def pipeline_parameters(
             training("preset"),
         ),
         Parameter("epochs", preset.epochs, "passes over the data", training("epochs")),
+        Parameter(
+            "train_minutes",
+            float(preset.train_minutes),
+            "train for so long rather than for epochs; 0: for epochs",
+            training("train_minutes"),
+        ),
         Parameter("batch_size", preset.batch_size, "images a step", training("batch_size")),
         Parameter(
             "learning_rate", float(preset.learning_rate), "its peak", training("learning_rate")

@@ -6,6 +6,7 @@ variable VIT_PIPELINE_ARGS holds the flags, for `tfx pipeline create` and `tfx r
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -13,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from components.dataset.format import OFFICIAL_TRAIN_RECORDS
 from pipeline import config as pipeline_config
 from pipeline import console
 from pipeline.interruption import interruptible
+from trainer import presets
 from trainer.preset import Preset
 
 ARGUMENTS_VARIABLE = "VIT_PIPELINE_ARGS"
@@ -67,7 +70,7 @@ def arguments_from_environment(variable: str) -> list[str]:
 
 
 def _run(config: pipeline_config.PipelineConfig) -> None:
-    from components.dataset.format import DataError
+    from components.dataset.format import TRAIN_FILE, DataError, count_records
     from components.dataset.locate import locate
 
     try:
@@ -85,7 +88,9 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
 
         gpus = len(tf.config.list_physical_devices("GPU"))
 
-    preset, why = choose_training_length(config, gpus=gpus, cpus=available_cpus())
+    train_file = dataset.folder / TRAIN_FILE
+    images = count_records(train_file.stat().st_size, str(train_file))
+    preset, why = choose_training(config, images=images, gpus=gpus, cpus=available_cpus())
     print(f"model: preset {preset.name}, {why}", flush=True)
     pipeline = execution.build_pipeline(config, dataset, preset)
     try:
@@ -101,29 +106,44 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
         )
 
 
-def choose_training_length(
-    config: pipeline_config.PipelineConfig, *, gpus: int, cpus: int
+def choose_training(
+    config: pipeline_config.PipelineConfig, *, images: int, gpus: int, cpus: int
 ) -> tuple[Preset, str]:
-    """Resolves the preset, with a training length that fits the machine unless one is given.
+    """Resolves the preset and its training length, as they fit the machine unless given.
 
     Args:
       config: The run's configuration.
+      images: In the file of training images.
       gpus: GPUs that TensorFlow sees.
       cpus: Cores.
 
     Returns:
       The preset, and the length and its reason for people.
     """
-    full = config.resolve_preset().epochs
+    if config.preset is None and not gpus:
+        config = dataclasses.replace(config, preset=presets.ON_CPU)
+    preset = config.resolve_preset()
     device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"no GPU, {cpus} CPU cores"
+    if preset.train_minutes:
+        return preset, f"{preset.train_minutes:g} minutes of training ({device})"
     if config.epochs or gpus:
-        return config.resolve_preset(), f"{_epochs(full)} ({device})"
+        return preset, f"{_epochs(preset.epochs)} ({device})"
+    if preset.name == presets.ON_CPU:
+        # Fewer images are learned sooner.
+        share = min(images, config.limit or images) / OFFICIAL_TRAIN_RECORDS
+        minutes = max(1.0, round(presets.MINUTES_ON_CPU * min(1.0, share), 1))
+        return (
+            config.resolve_preset(train_minutes=minutes),
+            f"{minutes:g} minutes of training ({device}; more or less: --train_minutes X, "
+            "or --epochs N)",
+        )
     # An epoch of the notebook preset takes four to six minutes on two cores, and more cores help
     # less and less: this keeps a run to about a quarter of an hour in all.
-    epochs = min(full, max(2, cpus // 4))
+    epochs = min(preset.epochs, max(2, cpus // 4))
     why = f"{_epochs(epochs)} ({device})"
-    if epochs < full:
-        why += f": A SHORT RUN, the preset's own length is {full} (--epochs {full})"
+    if epochs < preset.epochs:
+        why += f": A SHORT RUN, the preset's own length is {preset.epochs} "
+        why += f"(--epochs {preset.epochs})"
     return config.resolve_preset(epochs=epochs), why
 
 

@@ -54,8 +54,10 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
     preset, history = training["preset"], training["history"]
     head = (
         f"{training['trainable_parameters']:,} parameters, {training['train_examples']:,} images, "
-        f"{preset['epochs']} epoch{'s' if preset['epochs'] > 1 else ''}"
+        f"{len(history)} epoch{'s' if len(history) > 1 else ''}"
     )
+    if preset["train_minutes"]:
+        head += f" in {preset['train_minutes']:g} minutes of training"
     rows = [
         f"epoch {epoch['epoch']:3}   loss {epoch['loss']:.3f}   validation top-1 "
         f"{epoch[f'val_{TOP_1}']:.3f}  top-5 {epoch[f'val_{TOP_5}']:.3f}   {epoch['seconds']:.0f} s"
@@ -183,7 +185,10 @@ def _next_lines(run: Run, training: dict[str, Any]) -> list[str]:
     lines.append(f"  see the training  .venv/bin/tensorboard --logdir {_short(logs)}")
     preset = training["preset"]
     full = presets.get_preset(preset["name"]).epochs
-    if preset["epochs"] < full:
+    if preset["train_minutes"]:
+        longer = 4 * preset["train_minutes"]
+        lines.append(f"  train longer      the same command with --train_minutes {longer:g}")
+    elif preset["epochs"] < full:
         lines.append(f"  train longer      the same command with --epochs {full}")
     return lines
 

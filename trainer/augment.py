@@ -48,22 +48,56 @@ def augmentation_layers(preset: Preset) -> list[keras.layers.Layer]:
             )
         )
     if preset.random_shift:
-        # By whole pixels, as a crop of the padded image shifts; 0 is the mean of the pixels.
-        shift = (preset.random_shift + 0.499) / preset.image_size
-        layers.append(
-            keras.layers.RandomTranslation(
-                shift,
-                shift,
-                fill_mode="constant",
-                interpolation="nearest",
-                dtype="float32",
-                name="random_shift",
-            )
-        )
+        layers.append(RandomShift(preset.random_shift, dtype="float32", name="random_shift"))
     if keras.config.backend() == "jax":
         for layer in layers:
             layer.supports_jit = True
     return layers
+
+
+@keras.saving.register_keras_serializable(package="vit")
+class RandomShift(keras.layers.Layer):
+    """Moves each image by whole pixels, what comes in being reflected: a crop of the padded image.
+
+    One look-up of pixels; Keras's `RandomTranslation` interpolates, and its `RandomCrop` draws once
+    for the whole batch. Input and output: images [B, height, width, C] of the compute dtype;
+    unchanged at inference.
+
+    Args:
+        shift: Largest movement along each axis, in pixels; below the images' size.
+        **kwargs: `keras.layers.Layer` arguments.
+    """
+
+    def __init__(self, shift: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shift = shift
+        self.generator = keras.random.SeedGenerator()
+
+    def call(self, images: Any, training: bool | None = None) -> Any:
+        """Moves images [B, height, width, C], each its own way."""
+        if not training:
+            return images
+        batch, (height, width, channels) = ops.shape(images)[0], images.shape[1:]
+        rows = self._reflected(batch, height) * width  # (B, height)
+        columns = self._reflected(batch, width)  # (B, width)
+        first = ops.arange(batch, dtype="int32")[:, None, None] * (height * width)
+        pixels = first + rows[:, :, None] + columns[:, None, :]  # (B, height, width)
+        return ops.take(ops.reshape(images, (-1, channels)), pixels, axis=0)
+
+    def _reflected(self, batch: Any, size: int) -> Any:
+        """Positions along an axis that each image takes its pixels from, int32 [batch, size]."""
+        moved = keras.random.randint(
+            (batch, 1), -self.shift, self.shift + 1, seed=self.generator
+        ) + ops.arange(size, dtype="int32")
+        return (size - 1) - ops.abs((size - 1) - ops.abs(moved))
+
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns the input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "shift": self.shift}
 
 
 @keras.saving.register_keras_serializable(package="vit")

@@ -12,6 +12,9 @@ import time
 import keras
 import tensorflow as tf
 
+from trainer import schedule
+from trainer.preset import Preset
+
 # Where there is no terminal to redraw a bar in (a file, a cluster's log), a line at most so often.
 _SECONDS_PER_LINE = 30.0
 
@@ -173,11 +176,66 @@ class EpochSeeds(keras.callbacks.Callback):
                 variable.assign([seed, epoch * _DRAWS_PER_EPOCH])
 
 
-class ProgressLines(keras.callbacks.Callback):
-    """A line now and then, for output that is not a terminal."""
+class TimeBudget(keras.callbacks.Callback):
+    """Trains for so many minutes, and no longer: learning rate by the clock, then the end.
 
-    def __init__(self) -> None:
+    What counts is the time of training steps, not that of validation and checkpoints, nor of the
+    first step after a start, which builds the graph.
+
+    Args:
+      preset: With `train_minutes`.
+      spent: Seconds that were trained before an interruption.
+    """
+
+    def __init__(self, preset: Preset, spent: float = 0.0):
         super().__init__()
+        self._preset = preset
+        self._seconds = spent
+        self._last: float | None = None
+
+    @property
+    def progress(self) -> float:
+        """How much of the time has passed, 0 to 1."""
+        return min(1.0, self._seconds / (60 * self._preset.train_minutes))
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Sets the clock to the first step's."""
+        self._last = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Starts the clock again."""
+        if self._last is not None:
+            self._last = time.monotonic()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Sets the step's learning rate."""
+        self.model.optimizer.learning_rate = schedule.learning_rate_at(self._preset, self.progress)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Counts the step, and ends the training with the last one."""
+        now = time.monotonic()
+        if self._last is not None:
+            self._seconds += now - self._last
+        self._last = now
+        if self.progress == 1.0:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Adds `training_seconds`, from the beginning of the training, to the epoch's metrics."""
+        if logs is not None:
+            logs["training_seconds"] = self._seconds
+
+
+class ProgressLines(keras.callbacks.Callback):
+    """A line now and then, for output that is not a terminal.
+
+    Args:
+      budget: What ends the training, where it is not the number of epochs.
+    """
+
+    def __init__(self, budget: TimeBudget | None = None) -> None:
+        super().__init__()
+        self._budget = budget
         self._epoch = 0
         self._began = 0.0  # of the epoch
         self._first = 0.0  # end of its first step
@@ -198,10 +256,12 @@ class ProgressLines(keras.callbacks.Callback):
         self._last = now
         steps = self.params["steps"]
         remaining = (now - self._first) / batch * (steps - batch - 1)
+        left = f"{remaining:.0f} s left"
+        if self._budget:
+            left = f"{self._budget.progress:.0%} of the time"
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
         print(
-            f"  epoch {self._epoch}/{self.params['epochs']}  step {batch + 1}/{steps}  "
-            f"{remaining:.0f} s left  {metrics}",
+            f"  epoch {self._of(self._epoch)}  step {batch + 1}/{steps}  {left}  {metrics}",
             flush=True,
         )
 
@@ -210,17 +270,24 @@ class ProgressLines(keras.callbacks.Callback):
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
         seconds = time.monotonic() - self._began
         print(
-            f"  epoch {epoch + 1}/{self.params['epochs']} took {seconds:.0f} s  {metrics}",
+            f"  epoch {self._of(epoch + 1)} took {seconds:.0f} s  {metrics}",
             flush=True,
         )
 
+    def _of(self, epoch: int) -> str:
+        return str(epoch) if self._budget else f"{epoch}/{self.params['epochs']}"
 
-def progress() -> tuple[int, list[keras.callbacks.Callback]]:
+
+def progress(budget: TimeBudget | None = None) -> tuple[int, list[keras.callbacks.Callback]]:
     """Chooses how training shows where it stands.
 
+    Args:
+      budget: See `ProgressLines`.
+
     Returns:
-      (`verbose` for `fit`, callbacks to add): Keras's progress bar on a terminal, else lines.
+      (`verbose` for `fit`, callbacks to add): Keras's progress bar on a terminal, else lines; with
+      a budget lines as well, as the bar would count towards a number of epochs.
     """
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not budget:
         return 1, []
-    return 0, [ProgressLines()]
+    return 0, [ProgressLines(budget)]

@@ -8,18 +8,30 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainer.augment import RandomProjection
+from trainer.augment import RandomProjection, RandomShift
+from trainer.compact_layers import (
+    BatchNormBlock,
+    ConvolutionalTokenizer,
+    attend,
+)
 from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
 from trainer.layers import Shape
 
-_LEFT_OUT = (keras.layers.InputLayer, keras.layers.Dropout, RandomProjection)
+_LEFT_OUT = (
+    keras.layers.InputLayer,
+    keras.layers.Dropout,
+    keras.layers.RandomFlip,
+    RandomProjection,
+    RandomShift,
+)
 
 
 def for_inference(network: keras.Model) -> keras.Model:
     """Rewrites a network of `trainer.model.build_model` for inference alone.
 
-    Augmentation and dropout are left out, products of weights are multiplied out, and the scale and
-    shift of layer normalizations are part of the projections behind them. At one image per call,
+    Augmentation and dropout are left out, products of weights are multiplied out, the scale and
+    shift of layer normalizations are part of the projections behind them, and so are whole batch
+    normalizations, or of the convolutions before them. At one image per call,
     where the number of operations is what takes the time, that is worth as much as at many.
 
     Args:
@@ -28,20 +40,16 @@ def for_inference(network: keras.Model) -> keras.Model:
 
     Returns:
         A model of the same inputs and outputs, equal up to rounding; the network itself where
-        none of its layers is one of `trainer/fast_layers.py`.
+        none of its layers can be rewritten.
     """
-    rewritten = (FoldedPatchEmbedding, FusedTransformerBlock)
-    if not any(isinstance(layer, rewritten) for layer in network.layers):
+    if not any(type(layer) in _REWRITTEN for layer in network.layers):
         return network
     x = network.input
     for layer in network.layers:
         if isinstance(layer, _LEFT_OUT):
             continue
-        if isinstance(layer, FoldedPatchEmbedding):
-            layer = _FrozenEmbedding(layer)
-        elif isinstance(layer, FusedTransformerBlock):
-            layer = _FrozenBlock(layer)
-        x = layer(x, training=False)
+        rewrite = _REWRITTEN.get(type(layer))
+        x = (rewrite(layer) if rewrite else layer)(x, training=False)
     return keras.Model(network.input, x, name=network.name)
 
 
@@ -140,6 +148,82 @@ class _FrozenBlock(_Frozen):
         return input_shape
 
 
+class _FrozenTokenizer(_Frozen):
+    """`ConvolutionalTokenizer`, its normalizations' scale in the kernels, their shift as a bias."""
+
+    def __init__(self, layer: ConvolutionalTokenizer) -> None:
+        constants = {"positions": layer.positions}
+        for convolution in (c for stage in layer.stages for c in stage):
+            scale, shift = convolution.norm.folded()
+            constants |= {
+                f"{convolution.name}_kernel": convolution.convolution.kernel * scale,
+                f"{convolution.name}_bias": shift,
+            }
+        super().__init__(constants, dtype=layer.dtype_policy, name=layer.name)
+        self._stages = [[(c.name, c.strides) for c in stage] for stage in layer.stages]
+        self._shape = (layer.num_tokens, layer.filters[-1])
+
+    def call(self, images: Any) -> Any:
+        """Images [B, H, W, C] to tokens [B, N, D]."""
+        x = ops.cast(images, self.compute_dtype)
+        for entry, *residual in self._stages:
+            x = ops.relu(self._convolve(x, entry))
+            for first, second in zip(residual[::2], residual[1::2]):
+                x = ops.relu(x + self._convolve(ops.relu(self._convolve(x, first)), second))
+        return ops.reshape(x, (-1, *self._shape)) + self.positions
+
+    def _convolve(self, x: Any, convolution: tuple[str, int]) -> Any:
+        name, strides = convolution
+        kernel, bias = getattr(self, f"{name}_kernel"), getattr(self, f"{name}_bias")
+        return ops.conv(x, kernel, strides, padding="same") + bias
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns (B, N, D)."""
+        return (input_shape[0], *self._shape)
+
+
+class _FrozenBatchNormBlock(_Frozen):
+    """`BatchNormBlock`, its normalizations x s + t in the products behind them.
+
+        (x s + t) W = x (s W) + t W
+
+    The queries' 1/√K is in their projection, too.
+    """
+
+    def __init__(self, block: BatchNormBlock) -> None:
+        constants = {
+            "output_kernel": block.output_kernel,
+            "mlp_output_kernel": block.mlp_output_kernel,
+        }
+        heads = block.num_heads * block.key_dim
+        queries_first = np.repeat([block.key_dim**-0.5, 1], [heads, 2 * heads]).astype(np.float32)
+        for name, norm, kernel, bias in (
+            ("qkv", block.attention_norm, block.qkv_kernel * queries_first, 0.0),
+            ("mlp", block.mlp_norm, block.mlp_kernel, block.mlp_bias),
+        ):
+            scale, shift = norm.folded()
+            constants |= {
+                f"{name}_kernel": ops.expand_dims(scale, 1) * kernel,
+                f"{name}_bias": ops.matmul(shift, kernel) + bias,
+            }
+        super().__init__(constants, dtype=block.dtype_policy, name=block.name)
+        self._heads, self._key_dim = block.num_heads, block.key_dim
+
+    def call(self, x: Any) -> Any:
+        """Tokens [B, N, D] to tokens [B, N, D]."""
+        tokens, width = x.shape[1:]
+        x = ops.reshape(x, (-1, width))  # (B x N, D)
+        projections = ops.matmul(x, self.qkv_kernel) + self.qkv_bias
+        mixed = attend(projections, tokens, self._heads, self._key_dim, scale=1.0)
+        x = x + ops.matmul(mixed, self.output_kernel)
+        hidden = ops.relu(ops.matmul(x, self.mlp_kernel) + self.mlp_bias)
+        return ops.reshape(x + ops.matmul(hidden, self.mlp_output_kernel), (-1, tokens, width))
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns the input's shape."""
+        return input_shape
+
+
 def _normalized(x: Any, epsilon: float) -> Any:
     """A layer normalization of the last axis, without scale and shift."""
     if x.dtype != "float32":
@@ -147,3 +231,11 @@ def _normalized(x: Any, epsilon: float) -> Any:
         return ops.cast(wide, x.dtype)
     x = x - ops.mean(x, axis=-1, keepdims=True)
     return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + epsilon)
+
+
+_REWRITTEN: dict[type[keras.layers.Layer], Any] = {
+    FoldedPatchEmbedding: _FrozenEmbedding,
+    FusedTransformerBlock: _FrozenBlock,
+    ConvolutionalTokenizer: _FrozenTokenizer,
+    BatchNormBlock: _FrozenBatchNormBlock,
+}

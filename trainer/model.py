@@ -9,7 +9,12 @@ from collections.abc import Iterator
 import keras
 
 from trainer.augment import RandomProjection, augmentation_layers
-from trainer.conv_layers import ConvolutionalTokenizer, SequencePooling
+from trainer.compact_layers import (
+    BatchNormBlock,
+    ConvolutionalTokenizer,
+    FusedBatchNormalization,
+    SequencePooling,
+)
 from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
 from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
 from trainer.preset import Preset
@@ -63,21 +68,12 @@ def _build(
     image = keras.Input(input_shape, dtype="float32", name="image")  # (B, H, W, C)
     fold = not plain and not preset.tokenizer_filters and not preset.random_shift
     x = _embed(preset, image) if fold else _embed_plainly(preset, image)  # (B, N, D)
-    # Below that width the products of projections are larger than the projections.
-    fuse = not plain and preset.key_dim >= preset.projection_dim
-    block_class = FusedTransformerBlock if fuse else TransformerBlock
     for index in range(preset.transformer_layers):
-        block = block_class(
-            num_heads=preset.num_heads,
-            key_dim=preset.key_dim,
-            mlp_units=preset.transformer_units,
-            dropout_rate=preset.dropout_rate,
-            layer_norm_epsilon=preset.layer_norm_epsilon,
-            linear_mlp_output=preset.linear_mlp_output,
-            name=f"block_{index}",
-        )
-        x = block(x)  # (B, N, D)
-    x = keras.layers.LayerNormalization(epsilon=preset.layer_norm_epsilon, name="norm")(x)
+        x = _block(preset, plain, name=f"block_{index}")(x)  # (B, N, D)
+    if preset.batch_normalization:
+        x = FusedBatchNormalization(name="norm")(x)
+    else:
+        x = keras.layers.LayerNormalization(epsilon=preset.layer_norm_epsilon, name="norm")(x)
     if preset.sequence_pooling:
         x = SequencePooling(name="pool")(x)  # (B, D)
     else:
@@ -91,6 +87,25 @@ def _build(
     return keras.Model(image, logits, name=preset.name)
 
 
+def _block(preset: Preset, plain: bool, name: str) -> keras.layers.Layer:
+    if preset.batch_normalization:
+        return BatchNormBlock(
+            preset.num_heads, preset.key_dim, preset.transformer_units[0], name=name
+        )
+    # Below that width the products of projections are larger than the projections.
+    fuse = not plain and preset.key_dim >= preset.projection_dim
+    block_class = FusedTransformerBlock if fuse else TransformerBlock
+    return block_class(
+        num_heads=preset.num_heads,
+        key_dim=preset.key_dim,
+        mlp_units=preset.transformer_units,
+        dropout_rate=preset.dropout_rate,
+        layer_norm_epsilon=preset.layer_norm_epsilon,
+        linear_mlp_output=preset.linear_mlp_output,
+        name=name,
+    )
+
+
 def _embed_plainly(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
     """Resize, augment, cut, project: images [B, H, W, C] to tokens [B, N, D]."""
     size = preset.image_size
@@ -102,7 +117,10 @@ def _embed_plainly(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
     for layer in augmentation_layers(preset):
         x = layer(x)  # (B, size, size, C)
     if preset.tokenizer_filters:
-        return ConvolutionalTokenizer(preset.tokenizer_filters, name="tokenizer")(x)  # (B, N, D)
+        tokenizer = ConvolutionalTokenizer(
+            preset.tokenizer_filters, preset.tokenizer_residual_pairs, name="tokenizer"
+        )
+        return tokenizer(x)  # (B, N, D)
     x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
     return PatchEmbedding(preset.projection_dim, name="patch_embedding")(x)  # (B, N, D)
 

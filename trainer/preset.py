@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 # What a run may set otherwise than its preset, without it being another model.
-OVERRIDES = ("epochs", "batch_size", "learning_rate", "weight_decay")
+OVERRIDES = ("epochs", "train_minutes", "batch_size", "learning_rate", "weight_decay")
 
 LEARNING_RATE_SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,35 @@ class Preset:
             separately for height and width; 0 turns it off.
         epochs: Passes over the training split.
         batch_size: Images per step, over all devices together.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate; with Muon that of matrices (see `OPTIMIZERS`).
         learning_rate_schedule: "constant", or "cosine" (from the peak to 0 over all epochs).
-        weight_decay: Decoupled weight decay of AdamW, multiplied by the learning rate, applied to
-            every trainable variable.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate, applied to every
+            trainable variable (but see `decay_matrices_only`).
         min_top_1_accuracy: Lowest top-1 accuracy on the test split with which a model may be
             pushed, as a fraction.
         min_top_5_accuracy: The same for top-5 accuracy.
-        tokenizer_filters: Widths of the convolutions that make the tokens, each but the first
-            halving the resolution; the last is `projection_dim`. Empty for patches.
+        tokenizer_filters: Widths of the stages of convolutions that make the tokens, each stage
+            but the first halving the resolution; the last is `projection_dim`. Empty for patches.
+        tokenizer_residual_pairs: Residual pairs of convolutions in each stage; empty for none.
+        batch_normalization: Whether blocks normalize over the batch and use ReLU (see
+            `trainer.compact_layers.BatchNormBlock`) rather than over a token, and GELU.
         sequence_pooling: Whether the classifier gets the tokens' mean, weighted by a learned
             attention, in place of all of them side by side.
         linear_mlp_output: Whether the last layer of a block's MLP goes without GELU (as in the
             paper, and unlike the keras.io example).
         random_shift: Largest shift of a training image, in pixels, drawn for each axis; what comes
-            in is the mean colour. As a random crop of the padded image.
+            in is reflected. As a random crop of the padded image.
         label_smoothing: Share of a label's probability that all classes divide among them.
         warmup: Fraction of the steps over which the learning rate rises from 0; "cosine" only.
         decay_matrices_only: Whether biases, scales and shifts of normalizations and positions are
             left out of the weight decay.
+        optimizer: "adamw", or "muon" (for matrices; AdamW for all else, see `trainer.muon`).
+        ema_momentum: Of the moving average of the weights that is evaluated and exported in place
+            of the last ones; 0 for the last ones.
+        mixed_precision: Whether to compute in bfloat16 where the processor is fast at it; the
+            variables, and the exported model, stay float32.
+        train_minutes: Train for so long, as many epochs as that may be, with the learning rate's
+            schedule over that time; 0 for `epochs`. Validation is not counted.
 
     Raises:
         ValueError: A value is out of range or two contradict each other.
@@ -99,6 +110,12 @@ class Preset:
     label_smoothing: float = 0.0
     warmup: float = 0.0
     decay_matrices_only: bool = False
+    tokenizer_residual_pairs: tuple[int, ...] = ()
+    batch_normalization: bool = False
+    optimizer: str = "adamw"
+    ema_momentum: float = 0.0
+    mixed_precision: bool = False
+    train_minutes: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -136,11 +153,14 @@ class Preset:
                 f"end transformer_units with {self.projection_dim}."
             )
         self._check_tokenizer()
+        self._check_block()
         for field in (
             "random_flip",
             "sequence_pooling",
             "linear_mlp_output",
             "decay_matrices_only",
+            "batch_normalization",
+            "mixed_precision",
         ):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field} is {getattr(self, field)!r}: it must be True or False.")
@@ -155,6 +175,7 @@ class Preset:
             "random_zoom",
             "label_smoothing",
             "warmup",
+            "ema_momentum",
         ):
             self._check_number(field, lambda x: 0 <= x < 1, "at least 0 and below 1")
         self._check_number(
@@ -162,12 +183,16 @@ class Preset:
         )
         for field in ("layer_norm_epsilon", "learning_rate"):
             self._check_number(field, lambda x: 0 < x < math.inf, "a number above 0")
-        self._check_number("weight_decay", lambda x: 0 <= x < math.inf, "a number of at least 0")
-        if self.learning_rate_schedule not in LEARNING_RATE_SCHEDULES:
-            raise ValueError(
-                f"learning_rate_schedule is {self.learning_rate_schedule!r}: "
-                f"choose one of {', '.join(LEARNING_RATE_SCHEDULES)}."
-            )
+        for field in ("weight_decay", "train_minutes"):
+            self._check_number(field, lambda x: 0 <= x < math.inf, "a number of at least 0")
+        for field, choices in (
+            ("learning_rate_schedule", LEARNING_RATE_SCHEDULES),
+            ("optimizer", OPTIMIZERS),
+        ):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}: choose one of {', '.join(choices)}."
+                )
         if self.warmup and self.learning_rate_schedule != "cosine":
             raise ValueError(
                 f"warmup is {self.warmup}, but learning_rate_schedule is "
@@ -189,7 +214,30 @@ class Preset:
             return (self.image_size >> (len(self.tokenizer_filters) - 1)) ** 2
         return (self.image_size // self.patch_size) ** 2
 
+    def _check_block(self) -> None:
+        plain = len(self.transformer_units) == 2 and self.linear_mlp_output
+        if self.batch_normalization and (self.dropout_rate or not plain):
+            raise ValueError(
+                f"batch_normalization is for blocks without dropout, whose MLP has one hidden "
+                f"layer and a linear output, but dropout_rate is {self.dropout_rate}, "
+                f"transformer_units {self.transformer_units} and linear_mlp_output "
+                f"{self.linear_mlp_output}."
+            )
+
     def _check_tokenizer(self) -> None:
+        pairs = self.tokenizer_residual_pairs
+        if not isinstance(pairs, tuple) or not all(
+            isinstance(number, int) and number >= 0 for number in pairs
+        ):
+            raise ValueError(
+                f"tokenizer_residual_pairs is {pairs!r}: it must be a tuple of whole numbers of at "
+                "least 0."
+            )
+        if pairs and len(pairs) != len(self.tokenizer_filters):
+            raise ValueError(
+                f"tokenizer_residual_pairs is {pairs!r}: it must be empty or have a number for "
+                f"each of tokenizer_filters, which is {self.tokenizer_filters!r}."
+            )
         if not self.tokenizer_filters:
             return
         if self.tokenizer_filters[-1] != self.projection_dim:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import keras
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from trainer import callbacks, export, known_answers, model, presets, schedule
+from trainer import callbacks, export, known_answers, model, precision, presets, schedule
 from trainer.input import make_dataset, read_examples
 from trainer.preset import OVERRIDES, Preset
 
@@ -35,8 +36,8 @@ def run_fn(fn_args: FnArgs) -> None:
     Args:
       fn_args: Of its fields: `train_files`, `eval_files` (the validation split),
         `transform_graph_path`, `serving_model_dir`, `model_run_dir` (TensorBoard logs) and
-        `custom_config` with the keys `preset`, `epochs`, `batch_size`, `learning_rate`,
-        `weight_decay`, `seed` and `checkpoint_dir`.
+        `custom_config` with the keys `preset`, those of `trainer.preset.OVERRIDES`, `seed` and
+        `checkpoint_dir`.
 
     Raises:
       trainer.export.ExportError: The model could not be exported.
@@ -67,7 +68,8 @@ def run_fn(fn_args: FnArgs) -> None:
     )
 
     classes = len(card["fine_label_names"])
-    with _strategy().scope():
+    policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
+    with _strategy().scope(), precision.dtype_policy(policy):
         network = model.build_model(preset, num_classes=classes, seed=config["seed"])
         network.compile(
             optimizer=schedule.build_optimizer(preset, steps_per_epoch=len(train)),
@@ -79,6 +81,7 @@ def run_fn(fn_args: FnArgs) -> None:
         )
     checkpoints = os.path.join(config["checkpoint_dir"], _run_key(config, card))
     history = _fit(network, train, validation, preset, fn_args.model_run_dir, checkpoints)
+    network = precision.in_float32(network, preset)
 
     mean, variance = export.channel_statistics(transform_output)
     report = {
@@ -88,6 +91,7 @@ def run_fn(fn_args: FnArgs) -> None:
         "train_examples": len(labels),
         "preset": dataclasses.asdict(preset),
         "seed": config["seed"],
+        "precision": policy,
         "trainable_parameters": sum(math.prod(v.shape) for v in network.trainable_variables),
         "normalization": {"mean": mean.tolist(), "variance": variance.tolist()},
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
@@ -137,7 +141,6 @@ def _fit(
     checkpoints: str,
 ) -> list[dict[str, float]]:
     """Trains, or trains on; returns the metrics of all epochs and leaves the checkpoints."""
-    verbose, progress = callbacks.progress()
     history = callbacks.HistoryFile(f"{checkpoints}/history.json")
     checkpoint = callbacks.Checkpoint(checkpoints)
     with network.distribute_strategy.scope():
@@ -146,14 +149,22 @@ def _fit(
         history.restore(finished)
         callbacks.log_epochs(history.epochs, log_dir)
         print(f"  continuing after epoch {finished}", flush=True)
+    epochs, budget = preset.epochs, None
+    if preset.train_minutes:
+        spent = history.epochs[-1]["training_seconds"] if finished else 0.0
+        budget = callbacks.TimeBudget(preset, spent)
+        epochs = sys.maxsize if budget.progress < 1.0 else finished
+    verbose, progress = callbacks.progress(budget)
     network.fit(
         train,
         validation_data=validation,
         # The order of the examples starts anew from that of epoch 1.
         initial_epoch=finished,
-        epochs=preset.epochs,
+        epochs=epochs,
         verbose=verbose,
         callbacks=[
+            *([budget] if budget else []),  # before those that read its metric
+            *([keras.callbacks.SwapEMAWeights()] if preset.ema_momentum else []),
             history,
             checkpoint,
             callbacks.EpochSeeds(),

@@ -1,26 +1,35 @@
-"""The optimizer and the loss of a preset."""
+"""The optimizer, its learning rate over time, and the loss of a preset."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
+from trainer.muon import Muon
 from trainer.preset import Preset
+
+# Of a model's variables: what no optimizer decays where a preset says `decay_matrices_only`, and
+# what Muon leaves to Adam (with biases and all else of one axis).
+_NOT_DECAYED = ("bias", "gamma", "beta", "embedding", "temperature")
+_NOT_ORTHOGONAL = ("embedding", "logits", "score")
 
 
 def build_optimizer(preset: Preset, *, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """Builds AdamW with the preset's learning rate, its schedule and its weight decay.
+    """Builds the preset's optimizer, with its learning rate's schedule and its weight decay.
 
     A warm-up is linear, from 0 to the preset's learning rate, and the rest of the steps cosine.
+    With `train_minutes` the learning rate is a variable, which `trainer.callbacks.TimeBudget` sets.
 
     Args:
         preset: Whose training settings are used.
         steps_per_epoch: Optimizer steps in one epoch; with `epochs` the length of the schedule.
 
     Returns:
-        A new optimizer with Keras's defaults for everything else (β = .9 / .999, ε = 1e-7).
+        A new optimizer: AdamW with Keras's defaults for everything else (β = .9 / .999, ε = 1e-7),
+        or Muon.
 
     Raises:
         ValueError: `steps_per_epoch` is below 1.
@@ -31,7 +40,7 @@ def build_optimizer(preset: Preset, *, steps_per_epoch: int) -> keras.optimizers
             f"Use more training images, or a batch_size below {preset.batch_size}."
         )
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = preset.learning_rate
-    if preset.learning_rate_schedule == "cosine":
+    if preset.learning_rate_schedule == "cosine" and not preset.train_minutes:
         steps = preset.epochs * steps_per_epoch
         warmup = round(preset.warmup * steps)
         learning_rate = keras.optimizers.schedules.CosineDecay(
@@ -40,12 +49,39 @@ def build_optimizer(preset: Preset, *, steps_per_epoch: int) -> keras.optimizers
             warmup_target=preset.learning_rate if warmup else None,
             warmup_steps=warmup,
         )
-    optimizer = keras.optimizers.AdamW(
-        learning_rate=learning_rate, weight_decay=preset.weight_decay
-    )
+    options: dict[str, Any] = {"weight_decay": preset.weight_decay}
+    if preset.ema_momentum:
+        options |= {"use_ema": True, "ema_momentum": preset.ema_momentum}
+    if preset.optimizer == "muon":
+        optimizer = Muon(
+            learning_rate,
+            exclude_layers=_NOT_ORTHOGONAL,
+            projections={"qkv_kernel": 3},
+            ns_steps=5,
+            adam_lr_ratio=0.15,
+            adam_beta_2=0.98,
+            **options,
+        )
+    else:
+        optimizer = keras.optimizers.AdamW(learning_rate, **options)
     if preset.decay_matrices_only:
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embedding"])
+        optimizer.exclude_from_weight_decay(var_names=list(_NOT_DECAYED))
     return optimizer
+
+
+def learning_rate_at(preset: Preset, progress: float) -> float:
+    """The learning rate of a training whose length is a time.
+
+    Args:
+        preset: Whose training settings are used.
+        progress: How much of the time has passed, 0 to 1.
+    """
+    if preset.learning_rate_schedule == "constant":
+        return preset.learning_rate
+    if progress < preset.warmup:
+        return preset.learning_rate * progress / preset.warmup
+    decayed = min(1.0, (progress - preset.warmup) / (1 - preset.warmup))
+    return preset.learning_rate * (1 + math.cos(math.pi * decayed)) / 2
 
 
 @keras.saving.register_keras_serializable(package="vit")

@@ -112,6 +112,7 @@ def test_parameters_and_their_defaults(spec: dict[str, Any]):
         "checkpoint_dir": "/data/checkpoints",
         "preset": "tiny",
         "epochs": tiny.epochs,
+        "train_minutes": 0.0,
         "batch_size": tiny.batch_size,
         "learning_rate": tiny.learning_rate,
         "weight_decay": tiny.weight_decay,
@@ -140,8 +141,8 @@ def test_every_parameter_is_an_input_of_a_component_and_in_its_cache_key(
     assert used == {
         "ExampleGen": {"data", "dataset_name", "data_fingerprint", "limit"},
         "Trainer": {
-            "checkpoint_dir", "preset", "epochs", "batch_size", "learning_rate", "weight_decay",
-            "seed",
+            "checkpoint_dir", "preset", "epochs", "train_minutes", "batch_size", "learning_rate",
+            "weight_decay", "seed",
         },
         "Baseline": {"serving_dir"},
         "Evaluator": {"min_top_1_accuracy", "min_top_5_accuracy", "max_accuracy_drop"},
@@ -159,8 +160,8 @@ def constant(task: dict[str, Any], key: str, values: dict[str, Any]) -> Any:
 
 def test_parameters_become_parts_of_properties(tasks: dict[str, Any]):
     values = {
-        "preset": "notebook", "epochs": 3, "batch_size": 64, "learning_rate": 0.01,
-        "weight_decay": 0, "seed": 1, "checkpoint_dir": "/c",
+        "preset": "notebook", "epochs": 3, "train_minutes": 2.5, "batch_size": 64,
+        "learning_rate": 0.01, "weight_decay": 0, "seed": 1, "checkpoint_dir": "/c",
     }  # fmt: skip
     config = constant(tasks["Trainer"], "custom_config", values)
     assert config.pop("code")

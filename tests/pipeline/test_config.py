@@ -13,13 +13,15 @@ def test_without_flags_is_the_default_configuration():
 
 def test_every_knob_has_a_flag_that_sets_it():
     values = {
-        "data": "d", "limit": 200, "preset": "tiny", "epochs": 3, "batch_size": 8,
+        "data": "d", "limit": 200, "preset": "tiny", "train_minutes": 2.5, "batch_size": 8,
         "learning_rate": 0.5, "weight_decay": 0.0, "seed": 7, "min_top_1_accuracy": 0.2,
         "min_top_5_accuracy": 0.4, "max_accuracy_drop": 0.1, "work_dir": "w", "serving_dir": "s",
         "pipeline_name": "p", "model_name": "m", "beam_workers": 2, "verbosity": "info",
     }  # fmt: skip
     flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
-    assert dataclasses.asdict(parse_args([*flags, "--no_cache"])) == {**values, "cache": False}
+    expected = {**values, "cache": False, "epochs": None}
+    assert dataclasses.asdict(parse_args([*flags, "--no_cache"])) == expected
+    assert parse_args(["--epochs", "3"]) == PipelineConfig(epochs=3)
 
 
 def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
@@ -37,6 +39,8 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
         (["--batch_size", "0"], "--batch_size is 0: it must be 1 or more."),
         (["--batch_size", "many"], "argument --batch_size: invalid int value: 'many'"),
         (["--epochs", "-1"], "--epochs is -1: it must be 1 or more."),
+        (["--train_minutes", "0"], "--train_minutes is 0.0: it must be above 0 and finite."),
+        (["--train_minutes", "9", "--epochs", "2"], "--epochs is 2 and --train_minutes is 9.0:"),
         (["--limit", "99"], "--limit is 99: it must be 100 or more, an image of each class."),
         (["--learning_rate", "0"], "--learning_rate is 0.0: it must be above 0"),
         (["--learning_rate", "nan"], "--learning_rate is nan: it must be above 0"),

@@ -131,6 +131,7 @@ def test_settings_reach_their_components(components: dict[str, Any]):
     assert json_utils.loads(components["Trainer"].exec_properties["custom_config"]) == {
         "preset": "notebook",
         "epochs": 3,
+        "train_minutes": 0.0,
         "batch_size": 64,
         "learning_rate": preset.learning_rate,
         "weight_decay": preset.weight_decay,

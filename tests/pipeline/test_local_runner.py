@@ -2,35 +2,49 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.config import PipelineConfig
-from pipeline.local_runner import available_cpus, choose_training_length
+from pipeline.local_runner import available_cpus, choose_training
 from pipeline.run_history import LockHolder, exclusive_run, lock_holder
 
 MODULE = "pipeline.local_runner"
 
 
 @pytest.mark.parametrize(
-    ("given", "gpus", "cpus", "epochs", "text"),
+    ("given", "gpus", "cpus", "preset", "epochs", "minutes", "text"),
     [
-        (None, 0, 2, 2, "2 epochs (no GPU, 2 CPU cores): A SHORT RUN, the preset's own length is"),
-        (None, 0, 16, 4, "4 epochs (no GPU, 16 CPU cores): A SHORT RUN"),
-        (None, 0, 96, 20, "20 epochs (no GPU, 96 CPU cores)"),
-        (None, 1, 2, 20, "20 epochs (1 GPU)"),
-        (None, 4, 2, 20, "20 epochs (4 GPUs)"),
-        (20, 0, 2, 20, "20 epochs (no GPU, 2 CPU cores)"),
-        (1, 1, 2, 1, "1 epoch (1 GPU)"),
+        ({}, 0, 2, "compact", None, 10, "10 minutes of training (no GPU, 2 CPU cores; more or"),
+        ({"limit": 9_000}, 0, 2, "compact", None, 1.8, "1.8 minutes of training (no GPU"),
+        ({"limit": 100}, 0, 2, "compact", None, 1, "1 minutes of training (no GPU"),
+        ({"epochs": 3}, 0, 2, "compact", 3, 0, "3 epochs (no GPU, 2 CPU cores)"),
+        ({"train_minutes": 90.0}, 0, 2, "compact", None, 90, "90 minutes of training (no GPU"),
+        ({}, 1, 2, "notebook", 20, 0, "20 epochs (1 GPU)"),
+        ({"preset": "compact", "train_minutes": 0.5}, 1, 8, "compact", None, 0.5, "0.5 minutes"),
+        ({"preset": "notebook"}, 0, 2, "notebook", 2, 0, "2 epochs (no GPU, 2 CPU cores): A SHORT"),
+        ({"preset": "notebook"}, 0, 16, "notebook", 4, 0, "4 epochs (no GPU, 16 CPU cores): A SH"),
+        ({"preset": "notebook"}, 0, 96, "notebook", 20, 0, "20 epochs (no GPU, 96 CPU cores)"),
+        ({"preset": "notebook"}, 4, 2, "notebook", 20, 0, "20 epochs (4 GPUs)"),
+        ({"preset": "notebook", "epochs": 1}, 1, 2, "notebook", 1, 0, "1 epoch (1 GPU)"),
     ],
 )
-def test_the_training_length_fits_the_machine(
-    given: int | None, gpus: int, cpus: int, epochs: int, text: str
+def test_preset_and_training_length_fit_the_machine(
+    given: dict[str, Any],
+    gpus: int,
+    cpus: int,
+    preset: str,
+    epochs: int | None,
+    minutes: float,
+    text: str,
 ):
-    preset, why = choose_training_length(PipelineConfig(epochs=given), gpus=gpus, cpus=cpus)
-    assert preset.epochs == epochs
+    config = PipelineConfig(**given)
+    chosen, why = choose_training(config, images=50_000, gpus=gpus, cpus=cpus)
+    assert (chosen.name, chosen.train_minutes) == (preset, minutes)
+    assert epochs is None or chosen.epochs == epochs
     assert why.startswith(text)
-    assert ("SHORT" in why) == (given is None and epochs < 20)
+    assert ("SHORT" in why) == (preset == "notebook" and "epochs" not in given and epochs < 20)
 
 
 def test_cores_are_those_that_the_process_may_use():

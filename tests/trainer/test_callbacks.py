@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import resource
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from trainer import callbacks
+from trainer.preset import Preset
+from trainer.presets import get_preset
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +156,54 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
     verbose, added = callbacks.progress()  # the output is captured
     assert verbose == 0
     assert [type(callback) for callback in added] == [callbacks.ProgressLines]
+
+
+def budget_preset(seconds: float) -> Preset:
+    return dataclasses.replace(
+        get_preset("compact"), train_minutes=seconds / 60, learning_rate=1e-3, warmup=0.5
+    )
+
+
+class Rates(keras.callbacks.Callback):
+    """What the learning rate was at each step, and a pause in each validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self.seen.append(float(self.model.optimizer.learning_rate))
+        time.sleep(0.05)
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        time.sleep(0.5)
+
+
+def test_a_time_budget_ends_the_training_and_shapes_its_rates(data: tuple, tmp_path: Path):
+    model, rates = small_model(), Rates()
+    history = callbacks.HistoryFile(str(tmp_path / "history.json"))
+    began = time.monotonic()
+    model.fit(
+        *data,
+        batch_size=8,
+        epochs=1000,
+        verbose=0,
+        validation_data=data,
+        callbacks=[callbacks.TimeBudget(budget_preset(2.0)), rates, history],
+    )
+    took = time.monotonic() - began
+    epochs = history.epochs
+    # Four steps of at least 0.05 s in an epoch; its validation takes 0.5 s, which do not count.
+    assert 2 <= len(epochs) <= 10
+    assert took > 2.0 + 0.5 * len(epochs)
+    trained = [epoch["training_seconds"] for epoch in epochs]
+    assert trained == sorted(trained) and 2.0 <= trained[-1] < 3.0
+    peak = int(np.argmax(rates.seen))
+    assert rates.seen[0] == 0.0 and rates.seen[peak] == pytest.approx(1e-3, rel=0.2)
+    assert rates.seen[: peak + 1] == sorted(rates.seen[: peak + 1])
+    assert rates.seen[peak:] == sorted(rates.seen[peak:], reverse=True)
+    assert rates.seen[-1] < 2e-4
+    # What was spent before an interruption counts.
+    rest = callbacks.TimeBudget(budget_preset(2.0), spent=1.5)
+    assert rest.progress == pytest.approx(0.75)
+    assert callbacks.TimeBudget(budget_preset(2.0), spent=2.5).progress == 1.0

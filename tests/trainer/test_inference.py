@@ -20,13 +20,14 @@ def _trained_looking(preset: str, layers: int) -> keras.Model:
         dataclasses.replace(get_preset(preset), transformer_layers=layers), seed=0
     )
     draw = np.random.default_rng(0)
-    network.set_weights(
-        [w + 0.05 * draw.normal(size=w.shape).astype(np.float32) for w in network.get_weights()]
-    )
+    for weight in network.weights:
+        spread = 0.5 if weight.name == "moving_variance" else 0.05
+        noise = spread * draw.uniform(-1, 1, size=weight.shape)
+        weight.assign(ops.convert_to_numpy(weight) + noise.astype(np.float32))
     return network
 
 
-@pytest.mark.parametrize("preset", ["notebook", "tiny"])
+@pytest.mark.parametrize("preset", ["notebook", "tiny", "compact"])
 def test_equals_the_network(preset: str) -> None:
     network = _trained_looking(preset, 3)
     images = np.random.default_rng(1).normal(size=(8, 32, 32, 3)).astype(np.float32)
@@ -49,6 +50,20 @@ def test_holds_what_is_multiplied_out_and_no_random_state() -> None:
     # Query and output projections, MLP, and their biases.
     block = 64 * 256 + 256 + 256 * 64 + 64 + 64 * 128 + 128 + 128 * 64 + 64
     assert frozen.get_layer("block_0").count_params() == block
+
+
+def test_batch_normalizations_are_folded_away() -> None:
+    frozen = for_inference(_trained_looking("compact", 1))
+    assert [layer.name for layer in frozen.layers][1:3] == ["tokenizer", "block_0"]
+    names = {weight.name for weight in frozen.get_layer("block_0").weights}
+    assert names == {
+        "qkv_kernel",
+        "qkv_bias",
+        "output_kernel",
+        "mlp_kernel",
+        "mlp_bias",
+        "mlp_output_kernel",
+    }
 
 
 def test_leaves_other_models_alone() -> None:

@@ -128,10 +128,11 @@ def test_fast_and_plain_model_exchange_weights(preset: str) -> None:
 def test_compact_parameters_and_shapes() -> None:
     model = build_model(get_preset("compact"), seed=0)
     trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    assert trainable == 390_245
-    assert model.count_params() == trainable + 2 * (32 + 64 + 96)  # the norms' moving averages
-    assert model.get_layer("tokenizer").output.shape == (None, 64, 96)
-    assert model.get_layer("pool").output.shape == (None, 96)
+    assert trainable == 584_453
+    norms = 32 + 3 * 64 + 128 + (3 * 2 + 1) * 128
+    assert model.count_params() == trainable + 2 * norms  # their moving averages
+    assert model.get_layer("tokenizer").output.shape == (None, 64, 128)
+    assert model.get_layer("pool").output.shape == (None, 128)
     assert _logits(model).shape == (4, 100)
 
 

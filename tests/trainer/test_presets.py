@@ -43,6 +43,12 @@ def test_notebook_is_the_reference_configuration() -> None:
         "label_smoothing": 0.0,
         "warmup": 0.0,
         "decay_matrices_only": False,
+        "tokenizer_residual_pairs": (),
+        "batch_normalization": False,
+        "optimizer": "adamw",
+        "ema_momentum": 0.0,
+        "mixed_precision": False,
+        "train_minutes": 0.0,
     }
 
 

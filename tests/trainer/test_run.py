@@ -23,7 +23,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from components.dataset import format as binary
 from components.dataset import synthetic
-from trainer import export, known_answers, preprocessing, run
+from trainer import export, known_answers, preprocessing, presets, run
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, VALIDATION = 180, 60
@@ -93,6 +93,7 @@ def arguments(inputs: Inputs, work: Path, **overrides: Any) -> dict[str, Any]:
     config = {
         "preset": "tiny",
         "epochs": 2,
+        "train_minutes": 0.0,
         "batch_size": 64,
         "learning_rate": 2e-3,
         "weight_decay": 1e-3,
@@ -168,6 +169,7 @@ def test_training_report(finished: Path, inputs: Inputs):
         "subset": False,
         "train_examples": TRAIN,
         "seed": 7,
+        "precision": "float32",
         "trainable_parameters": 63_172,
     }
 
@@ -327,13 +329,29 @@ def test_trains_on_several_devices(inputs: Inputs, finished: Path, tmp_path: Pat
 def test_compact_trains_and_serves(inputs: Inputs, tmp_path: Path):
     # Its own optimizer settings, loss and layers, batch statistics among them.
     result = train(inputs, tmp_path, preset="compact", epochs=1)
-    assert result["trainable_parameters"] == 390_245
+    assert result["trainable_parameters"] == 584_453
     (epoch,) = result["history"]
     assert 0 < epoch["loss"] < 10
     served = tf.saved_model.load(str(tmp_path / "model" / "Format-Serving"))
     outputs = served.signatures["serving_default"](tf.constant(inputs.validation_images))
     correct = outputs["top_5_ids"].numpy()[:, 0] == inputs.validation_labels
     np.testing.assert_allclose(correct.mean(), epoch["val_top_1_accuracy"], atol=1e-3)
+
+
+def test_trains_by_the_clock_and_serves_the_moving_average(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    averaged = dataclasses.replace(presets.get_preset("tiny"), ema_momentum=0.9)
+    monkeypatch.setitem(presets.PRESETS, "tiny", averaged)
+    result = train(inputs, tmp_path, train_minutes=0.05, epochs=1)
+    history = result["history"]
+    assert len(history) > 1  # `epochs` is not what ends it
+    assert 3.0 <= history[-1]["training_seconds"] < 6.0
+    served = tf.saved_model.load(str(tmp_path / "model" / "Format-Serving"))
+    outputs = served.signatures["serving_default"](tf.constant(inputs.validation_images))
+    picked = outputs["probabilities"].numpy()[np.arange(VALIDATION), inputs.validation_labels]
+    # What was validated is what is served: the average, not the last weights.
+    np.testing.assert_allclose(-np.log(picked).mean(), history[-1]["val_loss"], rtol=1e-4)
 
 
 @pytest.mark.skipif(len(tf.config.list_physical_devices("GPU")) > 1, reason="there are GPUs here")

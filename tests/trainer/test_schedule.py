@@ -1,4 +1,4 @@
-"""The optimizer: AdamW's settings, and the learning rate over the steps."""
+"""The optimizer's settings, the learning rate over the steps or the time, and the loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import pytest
 
 from trainer.model import build_model
 from trainer.presets import get_preset
-from trainer.schedule import SmoothedCrossentropy, build_loss, build_optimizer
+from trainer.schedule import (
+    SmoothedCrossentropy,
+    build_loss,
+    build_optimizer,
+    learning_rate_at,
+)
 
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer, step: int) -> float:
@@ -64,9 +69,40 @@ def test_decay_leaves_out_biases_norms_and_positions() -> None:
     zeros = [keras.ops.zeros(v.shape) for v in network.trainable_variables]
     optimizer.apply(zeros, network.trainable_variables)
     kept = {v.name for v in network.trainable_variables if float(keras.ops.min(v)) == 1.0}
-    assert kept == {"bias", "gamma", "beta", "position_embedding"}
+    assert kept == {"bias", "mlp_bias", "gamma", "beta", "position_embedding"}
     decayed = {v.name for v in network.trainable_variables if float(keras.ops.max(v)) < 1.0}
-    assert decayed == {"kernel"}
+    blocks = {"qkv_kernel", "output_kernel", "mlp_kernel", "mlp_output_kernel"}
+    assert decayed == {"kernel", *blocks}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_rate_over_time_is_the_one_over_steps(schedule: str) -> None:
+    preset = dataclasses.replace(
+        get_preset("compact"),
+        learning_rate_schedule=schedule,
+        warmup=0.1 if schedule == "cosine" else 0.0,
+        epochs=1,
+    )
+    by_steps = build_optimizer(preset, steps_per_epoch=1000)
+    for step in (0, 50, 100, 400, 999, 1000):
+        expected = _learning_rate(by_steps, step)
+        assert learning_rate_at(preset, step / 1000) == pytest.approx(expected, abs=1e-8)
+    by_time = build_optimizer(dataclasses.replace(preset, train_minutes=1.0), steps_per_epoch=1000)
+    by_time.learning_rate = 0.125
+    assert _learning_rate(by_time, 500) == 0.125
+
+
+def test_moving_average_of_the_weights() -> None:
+    preset = dataclasses.replace(get_preset("notebook"), ema_momentum=0.75, weight_decay=0.0)
+    optimizer = build_optimizer(preset, steps_per_epoch=1)
+    weight = keras.Variable([0.0])
+    optimizer.build([weight])
+    seen = []
+    for _ in range(2):
+        optimizer.apply([keras.ops.ones(1)], [weight])
+        seen.append(float(weight[0]))
+    optimizer.finalize_variable_values([weight])
+    assert float(weight[0]) == pytest.approx(0.75 * seen[0] + 0.25 * seen[1], rel=1e-5)
 
 
 def test_smoothed_loss_is_that_of_smoothed_one_hot_labels() -> None:
