@@ -28,6 +28,7 @@ class Muon(keras.optimizers.Muon):
         exclude_layers: What is in the paths of variables that are left to Adam, besides those of
             less than two axes: embeddings and the classifier.
         projections: What is in the path of a kernel -> how many projections lie in it side by side.
+        orthogonalization_dtype: To compute the orthogonal update in; bfloat16 is enough.
         **kwargs: `keras.optimizers.Muon` arguments.
     """
 
@@ -36,10 +37,12 @@ class Muon(keras.optimizers.Muon):
         learning_rate: Any = 0.02,
         exclude_layers: Any = (),
         projections: Mapping[str, int] | None = None,
+        orthogonalization_dtype: str = "float32",
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate, exclude_layers=list(exclude_layers), **kwargs)
         self.projections = dict(projections or {})
+        self.orthogonalization_dtype = orthogonalization_dtype
 
     def _should_use_adamw(self, variable: Any) -> bool:
         # Keras leaves convolutions, which have four axes, to Adam.
@@ -57,11 +60,18 @@ class Muon(keras.optimizers.Muon):
         self.assign(momentum, accumulated)
         inputs, parts, outputs = self._matrix_shape(reference)
         update = gradient + self.momentum * accumulated if self.nesterov else accumulated
-        update = ops.transpose(ops.reshape(update, (inputs, parts, outputs)), (1, 0, 2))
-        update = self.zeropower_via_newtonschulz5(update, self.ns_steps)  # each matrix by itself
-        update = ops.reshape(ops.transpose(update, (1, 0, 2)), reference.shape)
+        update = ops.reshape(update, (inputs, parts, outputs))
+        matrices = [update[:, part] for part in range(parts)]
+        update = ops.stack([self._orthogonal(matrix) for matrix in matrices], axis=1)
+        update = ops.reshape(update, reference.shape)
         wide = max(1.0, outputs / inputs) ** 0.5
         self.assign_sub(variable, update * (ops.cast(learning_rate, update.dtype) * wide))
+
+    def _orthogonal(self, matrix: Any) -> Any:
+        """The orthogonal matrix nearest to a matrix [inputs, outputs], about."""
+        # Of norm 1 before it is rounded, so that any dtype can hold it.
+        x = ops.cast(matrix / (ops.norm(matrix) + 1e-7), self.orthogonalization_dtype)
+        return ops.cast(self.zeropower_via_newtonschulz5(x, self.ns_steps), matrix.dtype)
 
     def _matrix_shape(self, kernel: Any) -> tuple[int, int, int]:
         """(inputs, projections side by side, outputs of each)."""
@@ -83,4 +93,8 @@ class Muon(keras.optimizers.Muon):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "projections": dict(self.projections)}
+        return {
+            **super().get_config(),
+            "projections": dict(self.projections),
+            "orthogonalization_dtype": self.orthogonalization_dtype,
+        }

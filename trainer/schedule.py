@@ -57,6 +57,7 @@ def build_optimizer(preset: Preset, *, steps_per_epoch: int) -> keras.optimizers
             learning_rate,
             exclude_layers=_NOT_ORTHOGONAL,
             projections={"qkv_kernel": 3},
+            orthogonalization_dtype=keras.config.dtype_policy().compute_dtype,
             ns_steps=5,
             adam_lr_ratio=0.15,
             adam_beta_2=0.98,

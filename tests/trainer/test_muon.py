@@ -44,6 +44,17 @@ def test_updates_are_close_to_orthogonal(shape: tuple[int, ...], matrix: tuple[i
     np.testing.assert_allclose(update / wide, left @ right, atol=0.25)
 
 
+def test_half_precision_is_enough() -> None:
+    gradient = 1e-6 * _gradient(24, 16)
+    exact, rounded = (
+        _update(_variable("kernel", (24, 16)), gradient, orthogonalization_dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert rounded.dtype == np.float32
+    np.testing.assert_allclose(rounded, exact, atol=0.05)
+    assert np.abs(rounded - exact).max() > 0
+
+
 def test_projections_side_by_side_are_orthogonal_each() -> None:
     gradient = _gradient(16, 3 * 8)
     together = _update(_variable("qkv_kernel", (16, 24)), gradient, projections={"qkv": 3})
