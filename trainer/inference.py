@@ -98,6 +98,9 @@ class _FrozenBlock(_Frozen):
 
         scores_h = (y A + c) yᵀ = (n (γ A γᵀ) + (β A + c) γ) nᵀ + what is the same for all keys
         output   = Σ_h P_h n (γ B) + Σ_h (β B + b), as the rows of P sum to 1
+
+    Of GELU's three factors, x / 2 · (1 + erf(x √½)) = √½ · z (1 + erf z) with z = x √½, those of √½
+    are in the kernels around it, too.
     """
 
     def __init__(self, block: FusedTransformerBlock) -> None:
@@ -114,18 +117,20 @@ class _FrozenBlock(_Frozen):
             + ops.convert_to_numpy(block.attention.output_dense.bias),
         }
         gamma, beta = map(ops.convert_to_numpy, block.mlp_norm.weights)
+        mlp, factor = [], 1.0  # the factor that the layer's input still lacks
         for index, dense in enumerate(block.mlp.dense_layers):
             kernel, bias = map(ops.convert_to_numpy, dense.weights)
             if index == 0:
                 kernel, bias = gamma[:, None] * kernel, beta @ kernel + bias
-            constants |= {f"kernel_{index}": kernel, f"bias_{index}": bias}
+            kernel = kernel * factor
+            is_gelu = dense.activation is keras.activations.gelu
+            factor = 0.5**0.5 if is_gelu else 1.0
+            constants |= {f"kernel_{index}": kernel * factor, f"bias_{index}": bias * factor}
+            mlp.append((f"kernel_{index}", f"bias_{index}", is_gelu))
         super().__init__(constants, dtype=block.dtype_policy, name=block.name)
         self._heads, self._width = heads, width
         self._epsilon = block.layer_norm_epsilon
-        self._mlp = [
-            (f"kernel_{index}", f"bias_{index}", dense.activation)
-            for index, dense in enumerate(block.mlp.dense_layers)
-        ]
+        self._mlp, self._factor = mlp, factor
 
     def call(self, x: Any) -> Any:
         """Tokens [B, N, D] to tokens [B, N, D]."""
@@ -139,9 +144,10 @@ class _FrozenBlock(_Frozen):
         y = ops.matmul(mixed, self.output_kernel) + self.output_bias
         x = ops.reshape(x, (-1, width)) + y  # (B x N, D)
         y = _normalized(x, self._epsilon)
-        for kernel, bias, activation in self._mlp:
-            y = activation(ops.matmul(y, getattr(self, kernel)) + getattr(self, bias))
-        return ops.reshape(x + y, (-1, tokens, width))
+        for kernel, bias, is_gelu in self._mlp:
+            y = ops.matmul(y, getattr(self, kernel)) + getattr(self, bias)
+            y = y * (1.0 + ops.erf(y)) if is_gelu else y
+        return ops.reshape(x + y * self._factor, (-1, tokens, width))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the input's shape."""
