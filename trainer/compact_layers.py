@@ -142,26 +142,30 @@ class ConvolutionalTokenizer(keras.layers.Layer):
             )
         self.filters = tuple(filters)
         self.residual_pairs = tuple(residual_pairs) or (0,) * len(self.filters)
-        self.stages: list[list[NormalizedConvolution]] = []
-        for stage, (width, pairs) in enumerate(zip(self.filters, self.residual_pairs)):
-            layers = [
-                NormalizedConvolution(
-                    width,
-                    strides=2 if stage and not index else 1,
-                    dtype=self.dtype_policy,
-                    name=f"stage_{stage}_{index}",
-                )
-                for index in range(1 + 2 * pairs)
-            ]
-            self.stages.append(layers)
+        # One flat list: Keras does not save layers in lists of lists.
+        self.convolutions = [
+            NormalizedConvolution(
+                width,
+                strides=2 if stage and not index else 1,
+                dtype=self.dtype_policy,
+                name=f"stage_{stage}_{index}",
+            )
+            for stage, (width, pairs) in enumerate(zip(self.filters, self.residual_pairs))
+            for index in range(1 + 2 * pairs)
+        ]
+
+    @property
+    def stages(self) -> list[list[NormalizedConvolution]]:
+        """The convolutions of each stage: the one that enters it, then its residual pairs."""
+        convolutions = iter(self.convolutions)
+        return [[next(convolutions) for _ in range(1 + 2 * n)] for n in self.residual_pairs]
 
     def build(self, input_shape: Shape) -> None:
         """Creates the variables for a fixed number of positions."""
         shape = input_shape
-        for stage in self.stages:
-            for layer in stage:
-                layer.build(shape)
-                shape = layer.compute_output_shape(shape)
+        for layer in self.convolutions:
+            layer.build(shape)
+            shape = layer.compute_output_shape(shape)
         self.num_tokens = shape[1] * shape[2]
         self.positions = self.add_weight(
             shape=(self.num_tokens, self.filters[-1]),
