@@ -16,6 +16,7 @@ from trainer.compact_layers import (
 )
 from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
 from trainer.layers import Shape
+from trainer.rand_augment import RandAugment
 
 _LEFT_OUT = (
     keras.layers.InputLayer,
@@ -23,6 +24,8 @@ _LEFT_OUT = (
     keras.layers.RandomFlip,
     RandomProjection,
     RandomShift,
+    RandAugment,
+    keras.layers.RandomErasing,
 )
 
 

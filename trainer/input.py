@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from trainer import preprocessing
+from trainer.mixing import Mixing
 
 # Of the raw examples.
 FEATURES = {
@@ -88,5 +89,29 @@ def make_dataset(
     return (
         positions.batch(batch_size)
         .map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def mix_batches(dataset: tf.data.Dataset, mixing: Mixing, *, seed: int) -> tf.data.Dataset:
+    """Mixes the images of each batch among themselves.
+
+    Args:
+      dataset: Of `make_dataset`.
+      mixing: How.
+      seed: Of the draws, which differ from epoch to epoch.
+
+    Returns:
+      A dataset of (image float32 [B, 32, 32, 3], probabilities float32 [B, classes]).
+    """
+    # A seed for each batch, so that it does not matter which of them are mixed side by side.
+    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+
+    def mix(batch: tuple[tf.Tensor, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return mixing(*batch, tf.stack([tf.cast(draw, tf.uint32), 0]))
+
+    return (
+        tf.data.Dataset.zip((dataset, draws))
+        .map(mix, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )

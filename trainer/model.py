@@ -18,6 +18,7 @@ from trainer.compact_layers import (
 from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
 from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
 from trainer.preset import Preset
+from trainer.rand_augment import strong_augmentation_layers
 
 
 def build_model(
@@ -114,7 +115,7 @@ def _embed_plainly(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
             size, size, interpolation="bilinear", dtype="float32", name="resize"
         )
         x = resize(x)  # (B, size, size, C)
-    for layer in augmentation_layers(preset):
+    for layer in (*augmentation_layers(preset), *strong_augmentation_layers(preset)):
         x = layer(x)  # (B, size, size, C)
     if preset.tokenizer_filters:
         tokenizer = ConvolutionalTokenizer(
@@ -137,6 +138,8 @@ def _embed(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
             name="augmentation",
         )
         x = augment(x)  # (B, H, W, C)
+    for layer in strong_augmentation_layers(preset):
+        x = layer(x)  # (B, H, W, C)
     embedding = FoldedPatchEmbedding(
         preset.projection_dim, preset.image_size, preset.patch_size, name="patch_embedding"
     )

@@ -70,6 +70,15 @@ class Preset:
             variables, and the exported model, stay float32.
         train_minutes: Train for so long, as many epochs as that may be, with the learning rate's
             schedule over that time; 0 for `epochs`. Validation is not counted.
+        gradient_clip_norm: Norm of all gradients together above which they are scaled down to it;
+            0 turns it off.
+        rand_augment_ops: Operations that each training image gets, one after the other (see
+            `trainer/rand_augment.py`); 0 turns RandAugment off.
+        rand_augment_magnitude: Their strength, as a fraction of the largest.
+        random_erasing: Probability that a rectangle of a training image is erased.
+        mixup: α of the Beta distribution from which MixUp draws how much each of two images
+            counts; 0 turns it off.
+        cutmix: The same for CutMix. Where both are on, each image gets one of them.
 
     Raises:
         ValueError: A value is out of range or two contradict each other.
@@ -116,6 +125,12 @@ class Preset:
     ema_momentum: float = 0.0
     mixed_precision: bool = False
     train_minutes: float = 0.0
+    gradient_clip_norm: float = 0.0
+    rand_augment_ops: int = 0
+    rand_augment_magnitude: float = 0.0
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -183,7 +198,7 @@ class Preset:
         )
         for field in ("layer_norm_epsilon", "learning_rate"):
             self._check_number(field, lambda x: 0 < x < math.inf, "a number above 0")
-        for field in ("weight_decay", "train_minutes"):
+        for field in ("weight_decay", "gradient_clip_norm", "mixup", "cutmix", "train_minutes"):
             self._check_number(field, lambda x: 0 <= x < math.inf, "a number of at least 0")
         for field, choices in (
             ("learning_rate_schedule", LEARNING_RATE_SCHEDULES),
@@ -193,12 +208,13 @@ class Preset:
                 raise ValueError(
                     f"{field} is {getattr(self, field)!r}: choose one of {', '.join(choices)}."
                 )
+        self._check_rand_augment()
         if self.warmup and self.learning_rate_schedule != "cosine":
             raise ValueError(
                 f"warmup is {self.warmup}, but learning_rate_schedule is "
                 f"{self.learning_rate_schedule!r}: use 'cosine', or a warmup of 0."
             )
-        for field in ("min_top_1_accuracy", "min_top_5_accuracy"):
+        for field in ("random_erasing", "min_top_1_accuracy", "min_top_5_accuracy"):
             self._check_number(field, lambda x: 0 <= x <= 1, "a fraction from 0 to 1")
         if self.min_top_5_accuracy < self.min_top_1_accuracy:
             raise ValueError(
@@ -214,6 +230,11 @@ class Preset:
             return (self.image_size >> (len(self.tokenizer_filters) - 1)) ** 2
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def mixes_labels(self) -> bool:
+        """Whether a training image has a probability for each class rather than one label."""
+        return bool(self.mixup or self.cutmix)
+
     def _check_block(self) -> None:
         plain = len(self.transformer_units) == 2 and self.linear_mlp_output
         if self.batch_normalization and (self.dropout_rate or not plain):
@@ -222,6 +243,19 @@ class Preset:
                 f"layer and a linear output, but dropout_rate is {self.dropout_rate}, "
                 f"transformer_units {self.transformer_units} and linear_mlp_output "
                 f"{self.linear_mlp_output}."
+            )
+
+    def _check_rand_augment(self) -> None:
+        if self.rand_augment_ops and not _is_positive_int(self.rand_augment_ops):
+            raise ValueError(
+                f"rand_augment_ops is {self.rand_augment_ops!r}: it must be a whole number of at "
+                "least 1, or 0 for none."
+            )
+        self._check_number("rand_augment_magnitude", lambda x: 0 <= x <= 1, "a fraction")
+        if bool(self.rand_augment_ops) != bool(self.rand_augment_magnitude):
+            raise ValueError(
+                f"rand_augment_ops is {self.rand_augment_ops} and rand_augment_magnitude is "
+                f"{self.rand_augment_magnitude}: set both above 0, or both to 0."
             )
 
     def _check_tokenizer(self) -> None:

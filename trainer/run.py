@@ -16,7 +16,8 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from trainer import callbacks, export, known_answers, model, precision, presets, schedule
-from trainer.input import make_dataset, read_examples
+from trainer.input import make_dataset, mix_batches, read_examples
+from trainer.mixing import Mixing
 from trainer.preset import OVERRIDES, Preset
 
 if TYPE_CHECKING:
@@ -68,16 +69,15 @@ def run_fn(fn_args: FnArgs) -> None:
     )
 
     classes = len(card["fine_label_names"])
+    if preset.mixes_labels:
+        train = mix_batches(train, Mixing(preset, classes), seed=config["seed"])
     policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
     with _strategy().scope(), precision.dtype_policy(policy):
         network = model.build_model(preset, num_classes=classes, seed=config["seed"])
         network.compile(
             optimizer=schedule.build_optimizer(preset, steps_per_epoch=len(train)),
             loss=schedule.build_loss(preset),
-            metrics=[
-                keras.metrics.SparseCategoricalAccuracy(name="top_1_accuracy"),
-                keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top_5_accuracy"),
-            ],
+            metrics=schedule.build_metrics(preset),
         )
     checkpoints = os.path.join(config["checkpoint_dir"], _run_key(config, card))
     history = _fit(network, train, validation, preset, fn_args.model_run_dir, checkpoints)

@@ -49,6 +49,12 @@ def test_notebook_is_the_reference_configuration() -> None:
         "ema_momentum": 0.0,
         "mixed_precision": False,
         "train_minutes": 0.0,
+        "gradient_clip_norm": 0.0,
+        "rand_augment_ops": 0,
+        "rand_augment_magnitude": 0.0,
+        "random_erasing": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
     }
 
 
@@ -125,6 +131,14 @@ def test_indivisible_patch_size_names_both_values_and_a_fix() -> None:
         ({"sequence_pooling": None}, "sequence_pooling is None: it must be True or False"),
         ({"tokenizer_filters": (8,)}, "end it with projection_dim = 64"),
         ({"tokenizer_filters": (8, 64)}, "set patch_size, which is 32, to 2"),
+        ({"gradient_clip_norm": -1.0}, "gradient_clip_norm is -1.0: it must be a number of at"),
+        ({"rand_augment_ops": 1.5}, "rand_augment_ops is 1.5: it must be a whole number"),
+        ({"rand_augment_ops": 2}, "rand_augment_magnitude is 0.0: set both above 0, or both to 0"),
+        ({"rand_augment_magnitude": 0.5}, "rand_augment_ops is 0 and"),
+        ({"rand_augment_ops": 2, "rand_augment_magnitude": 1.5}, "magnitude is 1.5"),
+        ({"random_erasing": 1.5}, "random_erasing is 1.5: it must be a fraction"),
+        ({"mixup": -0.2}, "mixup is -0.2"),
+        ({"cutmix": float("inf")}, "cutmix is inf"),
         ({"min_top_1_accuracy": 5}, "min_top_1_accuracy is 5: it must be a fraction"),
         ({"min_top_1_accuracy": 0.3}, "raise it to at least 0.3"),
     ],

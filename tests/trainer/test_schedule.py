@@ -12,7 +12,9 @@ from trainer.model import build_model
 from trainer.presets import get_preset
 from trainer.schedule import (
     SmoothedCrossentropy,
+    TopKAccuracy,
     build_loss,
+    build_metrics,
     build_optimizer,
     learning_rate_at,
 )
@@ -116,6 +118,55 @@ def test_smoothed_loss_is_that_of_smoothed_one_hot_labels() -> None:
     copy = keras.losses.deserialize(keras.losses.serialize(loss))
     assert abs(float(copy(labels, logits)) - expected) < 1e-5
     assert type(build_loss(get_preset("notebook"))) is keras.losses.SparseCategoricalCrossentropy
+
+
+MIXING = dataclasses.replace(get_preset("compact"), mixup=0.8)
+
+
+def test_mixed_labels_have_the_loss_of_probabilities() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(6, 100)).astype(np.float32)
+    mixed = generator.dirichlet(np.full(100, 0.1), size=6).astype(np.float32)
+    loss = build_loss(MIXING)
+    reference = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    assert abs(float(loss(mixed, logits)) - float(reference(mixed, logits))) < 1e-5
+    # Labels of one class alone are the validation split's integers.
+    labels = np.array([0, 5, 99, 5, 1, 2])
+    one_hot = np.eye(100, dtype=np.float32)[labels]
+    assert abs(float(loss(labels, logits)) - float(loss(one_hot, logits))) < 1e-5
+
+
+def test_metrics_take_integers_and_probabilities() -> None:
+    logits = np.tile(np.linspace(0.0, 1.0, 100, dtype=np.float32), (4, 1))
+    labels = np.array([99, 95, 94, 99])
+    mixed = 0.6 * np.eye(100)[labels] + 0.4 * np.eye(100)[99 - labels]
+    for preset in (get_preset("compact"), MIXING):
+        for metric, expected in zip(build_metrics(preset), (0.5, 0.75), strict=True):
+            assert metric.name == ("top_1_accuracy" if expected == 0.5 else "top_5_accuracy")
+            metric.update_state(labels, logits)
+            assert float(metric.result()) == expected
+            if preset is MIXING:
+                metric.reset_state()
+                metric.update_state(mixed.astype(np.float32), logits)
+                assert float(metric.result()) == expected
+    copy = keras.metrics.deserialize(keras.metrics.serialize(TopKAccuracy(5, "five")))
+    copy.update_state(labels, logits)
+    assert (copy.name, float(copy.result())) == ("five", 0.75)
+
+
+def test_gradients_are_clipped_by_their_norm_together() -> None:
+    gradients = [keras.ops.array([3.0, 0.0]), keras.ops.array([0.0, 4.0])]
+    steps = []
+    for norm in (0.0, 1.0):
+        preset = dataclasses.replace(get_preset("notebook"), gradient_clip_norm=norm)
+        optimizer = build_optimizer(preset, steps_per_epoch=1)
+        variables = [keras.Variable([0.0, 0.0]), keras.Variable([0.0, 0.0])]
+        optimizer.apply(gradients, variables)
+        # Adam's first moment is a tenth of the gradients that reached it.
+        moments = [v for v in optimizer.variables if "momentum" in v.path]
+        steps.append(np.concatenate([keras.ops.convert_to_numpy(v) for v in moments]))
+    np.testing.assert_allclose(steps[0], [0.3, 0.0, 0.0, 0.4], rtol=1e-5)
+    np.testing.assert_allclose(steps[1], steps[0] / 5, rtol=1e-5)
 
 
 def test_no_steps_is_refused() -> None:
