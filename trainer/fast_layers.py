@@ -230,11 +230,6 @@ class FusedTransformerBlock(TransformerBlock):
             dropout_rate, dtype=self.dtype_policy, name="attention_dropout"
         )
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        """See `TransformerBlock.call`."""
-        x = x + self._attend(self.attention_norm(x), training)  # (B, N, D)
-        return x + self.mlp(self.mlp_norm(x), training=training)  # (B, N, D)
-
     def merged_projections(self) -> tuple[Any, Any, Any, Any]:
         """The products of each head's projections, in the variables' dtype.
 

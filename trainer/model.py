@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -19,6 +20,7 @@ from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
 from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
 from trainer.preset import Preset
 from trainer.rand_augment import strong_augmentation_layers
+from trainer.vit_layers import ShiftedPatches, SmallDataBlock
 
 
 def build_model(
@@ -67,10 +69,10 @@ def _build(
     preset: Preset, num_classes: int, input_shape: tuple[int, ...], plain: bool
 ) -> keras.Model:
     image = keras.Input(input_shape, dtype="float32", name="image")  # (B, H, W, C)
-    fold = not plain and not preset.tokenizer_filters and not preset.random_shift
+    fold = not (plain or preset.tokenizer_filters or preset.random_shift or preset.shifted_patches)
     x = _embed(preset, image) if fold else _embed_plainly(preset, image)  # (B, N, D)
     for index in range(preset.transformer_layers):
-        x = _block(preset, plain, name=f"block_{index}")(x)  # (B, N, D)
+        x = _block(preset, index, plain)(x)  # (B, N, D)
     if preset.batch_normalization:
         x = FusedBatchNormalization(name="norm")(x)
     else:
@@ -88,23 +90,33 @@ def _build(
     return keras.Model(image, logits, name=preset.name)
 
 
-def _block(preset: Preset, plain: bool, name: str) -> keras.layers.Layer:
+def _block(preset: Preset, index: int, plain: bool) -> keras.layers.Layer:
+    name = f"block_{index}"
     if preset.batch_normalization:
         return BatchNormBlock(
             preset.num_heads, preset.key_dim, preset.transformer_units[0], name=name
         )
+    options: dict[str, Any] = {
+        "num_heads": preset.num_heads,
+        "key_dim": preset.key_dim,
+        "mlp_units": preset.transformer_units,
+        "dropout_rate": preset.dropout_rate,
+        "layer_norm_epsilon": preset.layer_norm_epsilon,
+        "linear_mlp_output": preset.linear_mlp_output,
+        "name": name,
+    }
+    if preset.locality_attention or preset.stochastic_depth:
+        return SmallDataBlock(
+            locality_attention=preset.locality_attention,
+            # From 0 at the first block to the whole rate at the last.
+            stochastic_depth=preset.stochastic_depth
+            * index
+            / max(1, preset.transformer_layers - 1),
+            **options,
+        )
     # Below that width the products of projections are larger than the projections.
     fuse = not plain and preset.key_dim >= preset.projection_dim
-    block_class = FusedTransformerBlock if fuse else TransformerBlock
-    return block_class(
-        num_heads=preset.num_heads,
-        key_dim=preset.key_dim,
-        mlp_units=preset.transformer_units,
-        dropout_rate=preset.dropout_rate,
-        layer_norm_epsilon=preset.layer_norm_epsilon,
-        linear_mlp_output=preset.linear_mlp_output,
-        name=name,
-    )
+    return (FusedTransformerBlock if fuse else TransformerBlock)(**options)
 
 
 def _embed_plainly(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
@@ -122,7 +134,11 @@ def _embed_plainly(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
             preset.tokenizer_filters, preset.tokenizer_residual_pairs, name="tokenizer"
         )
         return tokenizer(x)  # (B, N, D)
-    x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
+    if preset.shifted_patches:
+        x = ShiftedPatches(preset.patch_size, name="patches")(x)  # (B, N, 5 x P)
+        x = keras.layers.LayerNormalization(epsilon=preset.layer_norm_epsilon, name="patch_norm")(x)
+    else:
+        x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
     return PatchEmbedding(preset.projection_dim, name="patch_embedding")(x)  # (B, N, D)
 
 

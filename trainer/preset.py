@@ -79,6 +79,12 @@ class Preset:
         mixup: α of the Beta distribution from which MixUp draws how much each of two images
             counts; 0 turns it off.
         cutmix: The same for CutMix. Where both are on, each image gets one of them.
+        stochastic_depth: Probability that an image skips a branch of the last block; of those
+            before it proportionally less, of the first 0.
+        locality_attention: Whether tokens attend to all others but themselves, with a learned
+            factor of the scores (see `trainer.vit_layers.LocalitySelfAttention`).
+        shifted_patches: Whether patches see the image's copies that are moved by half a patch, too
+            (see `trainer.vit_layers.ShiftedPatches`).
 
     Raises:
         ValueError: A value is out of range or two contradict each other.
@@ -131,6 +137,9 @@ class Preset:
     random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    stochastic_depth: float = 0.0
+    locality_attention: bool = False
+    shifted_patches: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -176,6 +185,8 @@ class Preset:
             "decay_matrices_only",
             "batch_normalization",
             "mixed_precision",
+            "locality_attention",
+            "shifted_patches",
         ):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field} is {getattr(self, field)!r}: it must be True or False.")
@@ -191,6 +202,7 @@ class Preset:
             "label_smoothing",
             "warmup",
             "ema_momentum",
+            "stochastic_depth",
         ):
             self._check_number(field, lambda x: 0 <= x < 1, "at least 0 and below 1")
         self._check_number(
@@ -244,6 +256,12 @@ class Preset:
                 f"transformer_units {self.transformer_units} and linear_mlp_output "
                 f"{self.linear_mlp_output}."
             )
+        if self.batch_normalization and (self.stochastic_depth or self.locality_attention):
+            raise ValueError(
+                f"batch_normalization is for blocks without stochastic_depth, which is "
+                f"{self.stochastic_depth}, and locality_attention, which is "
+                f"{self.locality_attention}."
+            )
 
     def _check_rand_augment(self) -> None:
         if self.rand_augment_ops and not _is_positive_int(self.rand_augment_ops):
@@ -259,6 +277,12 @@ class Preset:
             )
 
     def _check_tokenizer(self) -> None:
+        if self.shifted_patches and (self.tokenizer_filters or self.patch_size < 2):
+            raise ValueError(
+                f"shifted_patches needs patches of at least 2 pixels and no tokenizer_filters, but "
+                f"patch_size is {self.patch_size} and tokenizer_filters is "
+                f"{self.tokenizer_filters!r}."
+            )
         pairs = self.tokenizer_residual_pairs
         if not isinstance(pairs, tuple) or not all(
             isinstance(number, int) and number >= 0 for number in pairs

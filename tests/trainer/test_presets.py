@@ -55,6 +55,9 @@ def test_notebook_is_the_reference_configuration() -> None:
         "random_erasing": 0.0,
         "mixup": 0.0,
         "cutmix": 0.0,
+        "stochastic_depth": 0.0,
+        "locality_attention": False,
+        "shifted_patches": False,
     }
 
 
@@ -62,6 +65,7 @@ def test_number_of_patches() -> None:
     assert get_preset("notebook").num_patches == 49
     assert get_preset("tiny").num_patches == 16
     assert get_preset("compact").num_patches == 64
+    assert get_preset("vit_cifar").num_patches == 64
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -83,9 +87,10 @@ def test_unknown_name_lists_the_presets_and_the_closest() -> None:
     with pytest.raises(ValueError) as error:
         get_preset("notbook")
     assert str(error.value) == (
-        "Unknown preset 'notbook': choose one of compact, notebook, tiny. Did you mean 'notebook'?"
+        "Unknown preset 'notbook': choose one of compact, notebook, tiny, vit_cifar. "
+        "Did you mean 'notebook'?"
     )
-    with pytest.raises(ValueError, match=r"choose one of compact, notebook, tiny\.$"):
+    with pytest.raises(ValueError, match=r"choose one of compact, notebook, tiny, vit_cifar\.$"):
         get_preset("resnet50")
 
 
@@ -139,6 +144,18 @@ def test_indivisible_patch_size_names_both_values_and_a_fix() -> None:
         ({"random_erasing": 1.5}, "random_erasing is 1.5: it must be a fraction"),
         ({"mixup": -0.2}, "mixup is -0.2"),
         ({"cutmix": float("inf")}, "cutmix is inf"),
+        (
+            {
+                "batch_normalization": True,
+                "linear_mlp_output": True,
+                "dropout_rate": 0.0,
+                "stochastic_depth": 0.1,
+            },
+            "blocks without stochastic_depth, which is 0.1",
+        ),
+        ({"stochastic_depth": 1.0}, "stochastic_depth is 1.0"),
+        ({"locality_attention": 1}, "locality_attention is 1: it must be True or False"),
+        ({"shifted_patches": True, "patch_size": 1}, "patch_size is 1 and tokenizer_filters is"),
         ({"min_top_1_accuracy": 5}, "min_top_1_accuracy is 5: it must be a fraction"),
         ({"min_top_1_accuracy": 0.3}, "raise it to at least 0.3"),
     ],
