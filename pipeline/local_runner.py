@@ -125,7 +125,7 @@ def choose_training(
     preset = config.resolve_preset()
     device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"no GPU, {cpus} CPU cores"
     if preset.train_minutes:
-        return preset, f"{preset.train_minutes:g} minutes of training ({device})"
+        return preset, f"{presets.minutes(preset.train_minutes)} of training ({device})"
     if config.epochs or gpus:
         return preset, f"{_epochs(preset.epochs)} ({device})"
     if preset.name == presets.ON_CPU:
@@ -134,7 +134,7 @@ def choose_training(
         minutes = max(1.0, round(presets.MINUTES_ON_CPU * min(1.0, share), 1))
         return (
             config.resolve_preset(train_minutes=minutes),
-            f"{minutes:g} minutes of training ({device}; more or less: --train_minutes X, "
+            f"{presets.minutes(minutes)} of training ({device}; more or less: --train_minutes X, "
             "or --epochs N)",
         )
     # An epoch of the notebook preset takes four to six minutes on two cores, and more cores help

@@ -57,7 +57,7 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
         f"{len(history)} epoch{'s' if len(history) > 1 else ''}"
     )
     if preset["train_minutes"]:
-        head += f" in {preset['train_minutes']:g} minutes of training"
+        head += f" in {presets.minutes(preset['train_minutes'])} of training"
     rows = [
         f"epoch {epoch['epoch']:3}   loss {epoch['loss']:.3f}   validation top-1 "
         f"{epoch[f'val_{TOP_1}']:.3f}  top-5 {epoch[f'val_{TOP_5}']:.3f}   {epoch['seconds']:.0f} s"
