@@ -14,10 +14,10 @@ from trainer.preset import Preset
 
 
 def cpu_multiplies_bfloat16(cpuinfo: str | None = None) -> bool:
-    """Whether the processor has instructions for matrix products in bfloat16.
+    """Whether the processor is faster at matrix products in bfloat16 than in float32.
 
-    Intel's AMX, which does four times as many operations in bfloat16 as in float32, or AVX-512's.
-    Without either, TensorFlow converts back and forth, which is slower than float32.
+    That is so with Intel's AMX: 1.8 times the images per second of CPU time in the training of
+    `compact`. With AVX-512's instructions for bfloat16 alone it is 0.76 times, without them 0.35.
 
     Args:
         cpuinfo: What Linux says of the processor; by default this machine's.
@@ -25,7 +25,7 @@ def cpu_multiplies_bfloat16(cpuinfo: str | None = None) -> bool:
     if cpuinfo is None:
         path = Path("/proc/cpuinfo")
         cpuinfo = path.read_text() if path.is_file() else ""
-    return bool(re.search(r"^flags\b.*\b(amx_bf16|avx512_bf16)\b", cpuinfo, re.MULTILINE))
+    return bool(re.search(r"^flags\b.*\bamx_bf16\b", cpuinfo, re.MULTILINE))
 
 
 def gpus_multiply_bfloat16() -> bool:

@@ -84,8 +84,16 @@ _TINY = Preset(
 )
 
 # `compact`: learns fast on a CPU. A Compact Convolutional Transformer (Hassani et al.,
-# https://arxiv.org/abs/2104.05704) for the least time rather than the least operations (see
+# https://arxiv.org/abs/2104.05704) for the least time rather than the fewest operations (see
 # trainer/compact_layers.py), trained by Muon.
+#   parameters   584,453 trainable
+#   compute      57 M multiply-accumulates per image forward (convolutions 29 M, blocks 3 x 9.4 M)
+#   command      benchmarks/accuracy_per_budget.py --data ... --fraction 0.04
+#   expected     test top-1 / top-5 .596 / .865 after 5 epochs (1,885 steps)
+#   cost         880 images/s in training on two CPU cores with AMX, where `notebook` takes 131 in
+#                the reference's own way: under 5 minutes for 5 epochs; 0.6 times as fast without AMX,
+#                in float32
+# The floors are those of `notebook`.
 _COMPACT = Preset(
     name="compact",
     description=(

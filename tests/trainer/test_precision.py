@@ -18,7 +18,7 @@ from trainer.presets import get_preset
     ("flags", "fast"),
     [
         ("flags\t\t: fpu avx512f amx_bf16 amx_tile", True),
-        ("flags\t\t: avx512_bf16 avx512f", True),
+        ("flags\t\t: avx512_bf16 avx512f", False),
         ("flags\t\t: fpu avx2 avx512f", False),
         ("Features\t: fp asimd", False),
         ("", False),
