@@ -39,7 +39,8 @@ from benchmarks.train_step import (
 from components.dataset.format import TEST_FILE, TRAIN_FILE, read_records
 from components.dataset.locate import locate
 from trainer import callbacks, model, precision, presets, schedule
-from trainer.input import make_dataset
+from trainer.input import make_dataset, mix_batches
+from trainer.mixing import Mixing
 from trainer.preset import Preset
 
 _TRAIN_IMAGES = 45_000  # as in the notebook; the other 5,000 are for validation
@@ -60,10 +61,7 @@ def build(preset: Preset, steps_per_epoch: int) -> keras.Model:
         network.compile(
             optimizer=schedule.build_optimizer(preset, steps_per_epoch=steps_per_epoch),
             loss=schedule.build_loss(preset),
-            metrics=[
-                keras.metrics.SparseCategoricalAccuracy(name="top_1_accuracy"),
-                keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top_5_accuracy"),
-            ],
+            metrics=schedule.build_metrics(preset),
         )
     return network
 
@@ -235,6 +233,8 @@ def main() -> None:
     }
 
     shutil.rmtree(graph_folder)  # the data sets have loaded it
+    if preset.mixes_labels:
+        datasets["train"] = mix_batches(datasets["train"], Mixing(preset, 100), seed=0)
 
     measurement = folder / "measurement.json"
     if not measurement.is_file():
