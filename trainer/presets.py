@@ -91,8 +91,8 @@ _TINY = Preset(
 #   command      benchmarks/accuracy_per_budget.py --data ... --fraction 0.04
 #   expected     test top-1 / top-5 .596 / .865 after 5 epochs (1,885 steps)
 #   cost         880 images/s in training on two CPU cores with AMX, where `notebook` takes 131 in
-#                the reference's own way: under 5 minutes for 5 epochs; 0.6 times as fast without AMX,
-#                in float32
+#                the reference's own way: under 5 minutes for 5 epochs; 0.6 times as fast without
+#                AMX, in float32
 # The floors are those of `notebook`.
 _COMPACT = Preset(
     name="compact",
@@ -141,11 +141,11 @@ _COMPACT = Preset(
 # configuration for CIFAR-100 (RandAugment, MixUp .8, CutMix 1, label smoothing, AdamW).
 #   parameters   3,002,897 trainable
 #   compute      217 M multiply-accumulates per image forward (tokenizer 35 M, blocks 9 x 20 M)
-#   command      .venv/bin/python benchmarks/gpu_train.py --preset vit_cifar --data ... --out ...
+#   command      .venv/bin/python -m benchmarks.gpu_train --preset vit_cifar --data ... --out ...
 #                (or make run ARGS="--preset vit_cifar", on a machine with a GPU)
-#   expected     not measured: no GPU was at hand. The target is .76 top-1 within 200 epochs; the
-#                sources have .769 (100 epochs of three augmentations each, shifted patches in place
-#                of convolutions, 2.9 M parameters) and .767 (200 epochs, 256 tokens, 3.2 M)
+#   expected     not measured: no GPU was at hand. The target is .76 top-1 within 200 epochs, for
+#                which the latter's repository has .767 (CCT-6/3x1: 256 tokens, 3.2 M parameters)
+#                and .745 (CCT-6/3x2: 64 tokens, 3.3 M), with less augmentation
 #   cost         47 images for each second of one CPU core: 9 minutes per epoch of 50,000 on two
 # The floors are those of `notebook`.
 _VIT_CIFAR = Preset(
