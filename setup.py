@@ -57,6 +57,7 @@ setup(
         "grpcio",
         "grpcio-health-checking",
         "grpcio-reflection",
+        "keras-tuner >=1.4,<2",
         "matplotlib",
         "ml-metadata >=1.16,<2",
         "numpy",
@@ -67,6 +68,7 @@ setup(
         "pyyaml",
         "tensorboard >=2.16,<2.17" + OLD_LINE,
         "tensorboard >=2.20,<3" + NEW_LINE,  # TensorFlow 2.21 no longer asks for it
+        "scikit-learn",  # KerasTuner's Bayesian optimization asks for it when it is used
         "setuptools <81",  # 81 removes pkg_resources, which tensorflow-hub imports
         "starlette",
         "tqdm",

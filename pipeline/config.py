@@ -84,6 +84,20 @@ class PipelineConfig:
         None, "model", "decoupled weight decay; default: the preset's", metavar="X"
     )
     seed: int = knob(0, "model", "fixes initial weights, shuffling and augmentation", metavar="N")
+    tune: int | None = knob(
+        None,
+        "model",
+        "first try N sets of learning rate, weight decay, depth and augmentation strength, and "
+        "train with the best of them",
+        metavar="N",
+    )
+    tune_fraction: float = knob(
+        0.2,
+        "model",
+        "how long to train with each of them, as a fraction of the training's length",
+        metavar="X",
+    )
+    warm_start: bool = knob(False, "model", "train on from the model pushed last, if there is one")
     min_top_1_accuracy: float | None = knob(
         None,
         "gate",
@@ -140,7 +154,7 @@ class PipelineConfig:
         for name in ("work_dir", "serving_dir"):
             self._check(name, getattr(self, name) != "", "name a folder")
         self._check("data", self.data is None or bool(self.data), "name a folder or an archive")
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "tune"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 1, "it must be 1 or more")
         self._check(
@@ -158,6 +172,7 @@ class PipelineConfig:
             raise ConfigError(
                 f"--epochs is {self.epochs} and --train_minutes is {minutes}: give one of them."
             )
+        self._check("tune_fraction", 0.0 < self.tune_fraction <= 1.0, "it must be above 0, up to 1")
         rate, decay = self.learning_rate, self.weight_decay
         self._check(
             "learning_rate", rate is None or 0.0 < rate < math.inf, "it must be above 0 and finite"

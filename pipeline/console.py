@@ -15,6 +15,8 @@ from serving.quiet import quiet_tensorflow
 
 _ABSL_LOGGER = "absl"
 _LEVELS = {"quiet": logging.ERROR, "info": logging.INFO, "debug": logging.DEBUG}
+# Components that print lines of their own.
+_TALKATIVE = ("Trainer", "Tuner")
 _NOISY_LOGGERS = ("apache_beam", "tensorflow", "google", "root")
 
 
@@ -113,7 +115,7 @@ class Progress(logging.Handler):
 
     def _shows_progress(self) -> bool:
         """Whether lines may come between the component's name and its time."""
-        return not self._inline or self.running == "Trainer"
+        return not self._inline or self.running in _TALKATIVE
 
     @staticmethod
     def _write(text: str) -> None:

@@ -84,6 +84,8 @@ def translate(
         checkpoint_dir=config.checkpoint_dir,
         preprocessing_code=fingerprint.preprocessing_code(),
         training_code=fingerprint.training_code(),
+        tuning=graph.Tuning(config.tune, config.tune_fraction) if config.tune else None,
+        warm_start=config.warm_start,
         enable_cache=config.cache,
         metadata_connection_config=metadata_connection_config,
         beam_pipeline_args=beam_arguments(config.beam_workers),

@@ -5,17 +5,19 @@ It reads nothing but its arguments; runners translate their configuration into t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow_model_analysis as tfma
 from ml_metadata.proto import metadata_store_pb2
 from tensorflow_model_analysis.proto import config_pb2
 
 # Not from `tfx.v1`, which imports the clients of Google Cloud, too: six seconds for every command.
-from tfx.components import ExampleValidator, StatisticsGen, Trainer, Transform
+from tfx.components import ExampleValidator, StatisticsGen, Trainer, Transform, Tuner
 from tfx.dsl.components.base.base_component import BaseComponent
 from tfx.orchestration import pipeline
 from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
@@ -45,6 +47,7 @@ BATCHING_FILE = os.path.join(os.path.dirname(client.__file__), "config", "batchi
 # dotted path, hence the code fingerprints below.
 _PREPROCESSING_FN = "trainer.preprocessing.preprocessing_fn"
 _RUN_FN = "trainer.run.run_fn"
+_TUNER_FN = "trainer.tuning.tuner_fn"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,19 @@ class Gate:
     max_accuracy_drop: float = 0.0
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """A search for better hyperparameters than the preset's.
+
+    Args:
+      trials: How many sets of them to try.
+      trial_fraction: How long to train with each, as a fraction of the training's length.
+    """
+
+    trials: int
+    trial_fraction: float
+
+
 def create_pipeline(
     *,
     pipeline_name: str,
@@ -91,6 +107,8 @@ def create_pipeline(
     checkpoint_dir: str,
     preprocessing_code: str,
     training_code: str,
+    tuning: Tuning | None = None,
+    warm_start: bool = False,
     enable_cache: bool = True,
     metadata_connection_config: metadata_store_pb2.ConnectionConfig | None = None,
     beam_pipeline_args: Sequence[str] = (),
@@ -108,6 +126,8 @@ def create_pipeline(
       checkpoint_dir: Folder for the checkpoints from which an interrupted training continues.
       preprocessing_code: Fingerprint of the code behind Transform, for the cache key.
       training_code: Fingerprint of the code behind Trainer, for the cache key.
+      tuning: Search for hyperparameters before training with them; None trains with the preset's.
+      warm_start: Start from the weights of the model pushed last, where there is one.
       enable_cache: Take the outputs of unchanged components from earlier runs.
       metadata_connection_config: ML Metadata's database; None where the orchestrator has its own.
       beam_pipeline_args: Flags for the Beam pipelines inside components.
@@ -145,20 +165,37 @@ def create_pipeline(
     )
     transform.add_upstream_node(data_gate)
 
+    training: dict[str, Any] = {
+        "examples": examples,
+        "schema": schema,
+        "transform_graph": transform.outputs["transform_graph"],
+        "train_args": trainer_pb2.TrainArgs(splits=[TRAIN]),
+        "eval_args": trainer_pb2.EvalArgs(splits=[VALIDATION]),
+    }
+    custom_config = {
+        "preset": preset.name,
+        **{name: getattr(preset, name) for name in OVERRIDES},
+        "seed": seed,
+        "checkpoint_dir": checkpoint_dir,
+        "code": training_code,
+    }
+    before_training: list[BaseComponent] = []
+    if warm_start:
+        # An input artifact: the cache has no training for a model that was pushed since.
+        base_model = Baseline(serving_dir=serving_dir).with_id("BaseModel")
+        training["base_model"] = base_model.outputs["baseline"]
+        before_training.append(base_model)
+    hyperparameters = None
+    if tuning:
+        tuner = Tuner(
+            tuner_fn=_TUNER_FN,
+            custom_config={**custom_config, **dataclasses.asdict(tuning)},
+            **training,
+        )
+        hyperparameters = tuner.outputs["best_hyperparameters"]
+        before_training.append(tuner)
     trainer = Trainer(
-        run_fn=_RUN_FN,
-        examples=examples,
-        schema=schema,
-        transform_graph=transform.outputs["transform_graph"],
-        train_args=trainer_pb2.TrainArgs(splits=[TRAIN]),
-        eval_args=trainer_pb2.EvalArgs(splits=[VALIDATION]),
-        custom_config={
-            "preset": preset.name,
-            **{name: getattr(preset, name) for name in OVERRIDES},
-            "seed": seed,
-            "checkpoint_dir": checkpoint_dir,
-            "code": training_code,
-        },
+        run_fn=_RUN_FN, custom_config=custom_config, hyperparameters=hyperparameters, **training
     )
     model = trainer.outputs["model"]
 
@@ -188,6 +225,7 @@ def create_pipeline(
         example_validator,
         data_gate,
         transform,
+        *before_training,
         trainer,
         baseline,
         serving_validator,

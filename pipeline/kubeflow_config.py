@@ -116,7 +116,7 @@ class KubeflowConfig(PipelineConfig):
     trainer_image: str | None = knob(
         None,
         "cluster",
-        "another image for Trainer, such as one with the CUDA libraries",
+        "another image for Trainer and Tuner, such as one with the CUDA libraries",
         metavar="REFERENCE",
     )
     image_pull_policy: str = knob(
@@ -134,7 +134,9 @@ class KubeflowConfig(PipelineConfig):
         "cores and GB of memory of components, such as Trainer=8:32,Evaluator=4:16",
         metavar="COMPONENT=CPU:GB[,...]",
     )
-    gpus: int = knob(0, "cluster", "GPUs for Trainer; the other components use none", metavar="N")
+    gpus: int = knob(
+        0, "cluster", "GPUs for Trainer and Tuner; the other components use none", metavar="N"
+    )
     gpu_resource: str = knob(
         "nvidia.com/gpu",
         "cluster",
@@ -150,12 +152,15 @@ class KubeflowConfig(PipelineConfig):
     tolerations: str = knob(
         "",
         "cluster",
-        "taints to tolerate, for a component or for all; with --gpus, Trainer tolerates "
+        "taints to tolerate, for a component or for all; with --gpus, Trainer and Tuner tolerate "
         "GPU_RESOURCE:NoSchedule besides",
         metavar="[COMPONENT:]KEY[=VALUE]:EFFECT[,...]",
     )
     shared_memory: str = knob(
-        "2Gi", "cluster", "size of Trainer's /dev/shm, part of its memory", metavar="SIZE"
+        "2Gi",
+        "cluster",
+        "size of Trainer's and Tuner's /dev/shm, part of their memory",
+        metavar="SIZE",
     )
     volume: str = knob(
         "vit-data",
@@ -279,7 +284,8 @@ class KubeflowConfig(PipelineConfig):
             Toleration(match[1] or "", match[2], match[3] or "", match[4]) for match in matches
         ]
         if self.gpus:
-            found.append(Toleration("Trainer", self.gpu_resource, "", "NoSchedule"))
+            training = ("Trainer", "Tuner") if self.tune else ("Trainer",)
+            found += [Toleration(name, self.gpu_resource, "", "NoSchedule") for name in training]
         return found
 
     @property

@@ -134,7 +134,10 @@ def pipeline_parameters(
     """
 
     def training(name: str) -> list[Place]:
-        return [Place("Trainer", "custom_config", (name,))]
+        components = ("Trainer", "Tuner") if config.tune else ("Trainer",)
+        return [Place(component, "custom_config", (name,)) for component in components]
+
+    base_model = [Place("BaseModel", "serving_dir")] if config.warm_start else []
 
     def threshold(metric: int, *path: str, negative: bool = False) -> Place:
         where = ("metrics_specs", 0, "metrics", metric, "per_slice_thresholds", 0, "threshold")
@@ -167,6 +170,7 @@ def pipeline_parameters(
             serving_dir,
             "model base path to push to",
             [
+                *base_model,
                 Place("Baseline", "serving_dir"),
                 Place("Pusher", "push_destination", ("filesystem", "base_directory")),
             ],

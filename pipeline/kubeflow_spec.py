@@ -18,21 +18,22 @@ from pipeline.kubeflow_config import KubeflowConfig, Resources
 
 Spec = dict[str, Any]
 
-TRAINER = "Trainer"
+# These train: on GPUs, with an image and a shared memory for that.
+TRAINING = ("Tuner", "Trainer")
 # Importing TensorFlow and TFX takes 1.5 GB.
 _SMALL = Resources(1, 3)
 _RESOURCES = {
     "ExampleGen": Resources(2, 4),
     "StatisticsGen": Resources(2, 6),
     "Transform": Resources(2, 6),
-    TRAINER: Resources(4, 16),
+    **dict.fromkeys(TRAINING, Resources(4, 16)),
     "Evaluator": Resources(2, 8),
     "ServingValidator": Resources(2, 6),
 }
 # These read or write what is no artifact and so in no cache key: the folder of pushed models.
-_UNCACHED = ("Baseline", "Pusher")
+_UNCACHED = ("BaseModel", "Baseline", "Pusher")
 # And these anything else that is no artifact. A volume may be mountable on one node at a time.
-_ON_VOLUME = ("ExampleGen", TRAINER, *_UNCACHED)
+_ON_VOLUME = ("ExampleGen", *TRAINING, *_UNCACHED)
 
 
 def adapt(spec: Spec, config: KubeflowConfig) -> None:
@@ -75,7 +76,7 @@ def adapt(spec: Spec, config: KubeflowConfig) -> None:
             definitions, sort_keys=True
         )
         container["resources"] = _resources(name, config)
-        if name == TRAINER and config.trainer_image:
+        if name in TRAINING and config.trainer_image:
             container["image"] = config.trainer_image
     if config.pipeline_root:
         spec["defaultPipelineRoot"] = config.pipeline_root
@@ -99,7 +100,7 @@ def _downstream(tasks: Mapping[str, Spec], sources: Iterable[str]) -> set[str]:
 def _resources(component: str, config: KubeflowConfig) -> Spec:
     resources = config.component_resources.get(component, _RESOURCES.get(component, _SMALL))
     result: Spec = {"cpuLimit": resources.cpu, "memoryLimit": resources.memory}
-    if component == TRAINER and config.gpus:
+    if component in TRAINING and config.gpus:
         # The type becomes the name of the pod's resource as it is.
         result["accelerator"] = {"type": config.gpu_resource, "count": str(config.gpus)}
     return result
@@ -159,7 +160,7 @@ def _executor_config(component: str, config: KubeflowConfig) -> Spec:
     ]
     if tolerations:
         result["tolerations"] = tolerations
-    if component == TRAINER:
+    if component in TRAINING:
         result["emptyDirMounts"] = [
             {
                 "volumeName": "shared-memory",

@@ -18,7 +18,7 @@ from components.dataset.format import OFFICIAL_TRAIN_RECORDS
 from pipeline import config as pipeline_config
 from pipeline import console
 from pipeline.interruption import interruptible
-from trainer import presets
+from trainer import hyperparameters, presets
 from trainer.preset import Preset
 
 ARGUMENTS_VARIABLE = "VIT_PIPELINE_ARGS"
@@ -92,6 +92,11 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
     images = count_records(train_file.stat().st_size, str(train_file))
     preset, why = choose_training(config, images=images, gpus=gpus, cpus=available_cpus())
     print(f"model: preset {preset.name}, {why}", flush=True)
+    if config.tune:
+        trial = hyperparameters.shorten(preset, config.tune_fraction)
+        minutes = trial.train_minutes
+        length = f"{minutes:.3g} minutes" if minutes else _epochs(trial.epochs)
+        print(f"tuning: before that, {config.tune} trials of {length}", flush=True)
     pipeline = execution.build_pipeline(config, dataset, preset)
     try:
         execution.Runner(config).run(pipeline)

@@ -40,6 +40,7 @@ def summarize(run: Run) -> str:
     if synthetic:
         lines += ["Trained and tested on SYNTHETIC images: these are not CIFAR-100 results.", ""]
     lines += _training_lines(training)
+    lines += [*_start_lines(run, training), *_search_lines(run, training)]
     lines += ["", *_accuracy_lines(evaluation.uri), *_superclass_lines(model, evaluation.uri)]
     lines += ["", *_push_lines(run, evaluation.uri)]
     lines += ["", *_next_lines(run, training)]
@@ -65,6 +66,39 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
     ]
     shown = rows if len(rows) <= 6 else [*rows[:2], "...", *rows[-3:]]
     return [head, *shown]
+
+
+def _start_lines(run: Run, training: dict[str, Any]) -> list[str]:
+    """From which model training has started, where that was asked for."""
+    artifact = run.output("BaseModel", "baseline")
+    if artifact is None:
+        return []
+    base = training["base_model"]
+    if base is None:
+        return ["trained from scratch: no model was pushed yet to start from"]
+    epochs = f"{base['epochs']} epoch{'s' if base['epochs'] > 1 else ''}"
+    return [
+        f"started from version {artifact.custom_properties['version'].string_value}, after "
+        f"{epochs}: validation top-1 {base[f'val_{TOP_1}']:.3f}"
+    ]
+
+
+def _search_lines(run: Run, training: dict[str, Any]) -> list[str]:
+    """What the Tuner has found, where there is one."""
+    artifact = run.output("Tuner", "tuner_results")
+    if artifact is None:
+        return []
+    with open(os.path.join(artifact.uri, "tuner_results.json")) as file:
+        trials: list[dict[str, Any]] = json.load(file)
+    best = max(trials, key=lambda trial: trial["score"])
+    first = min(trials, key=lambda trial: int(trial["trial_id"]))
+    line = f"tuned in {len(trials)} trials: validation top-1 {best['score']:.3f}"
+    if best["score"] == first["score"]:
+        return [f"{line} with the preset's own hyperparameters, and no other had more"]
+    found = [
+        f"{name} {value:.3g} (not {first[name]:.3g})" for name, value in training["tuned"].items()
+    ]
+    return [f"{line}, where the preset's own hyperparameters gave {first['score']:.3f}", *found]
 
 
 def accuracies(evaluation_uri: str, slice_key: str | None = None) -> dict[_Slice, _Metrics]:

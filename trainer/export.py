@@ -17,6 +17,7 @@ without keeping its aspect ratio, and rounds to uint8: an image of 32 x 32 passe
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,6 +36,11 @@ TOP_K = 5
 
 # Files beside the graph that no signature reads: what the model was made from.
 EXTRA_ASSETS = "assets.extra"
+TRAINING_REPORT_FILE = "training.json"
+DATASET_CARD_FILE = "dataset.json"
+# For training that goes on from this model (trainer/warm_start.py): the SavedModel's weights are
+# multiplied out for inference, and such products cannot be taken apart.
+WEIGHTS_FILE = "trained_weights.npz"
 
 _PARITY_TOLERANCE = 1e-5
 
@@ -198,7 +204,8 @@ def export_model(
       transform_output: See `build_archive`.
       class_names: See `build_archive`.
       target: Folder to create.
-      extra: File name -> JSON-serializable value, written to `assets.extra/`.
+      extra: File name -> JSON-serializable value, written to `assets.extra/`, beside the model's
+        own weights in `WEIGHTS_FILE`.
 
     Raises:
       ExportError: See `build_archive`; or the disk is full or not writable.
@@ -211,6 +218,20 @@ def export_model(
         for name, value in extra.items():
             with tf.io.gfile.GFile(f"{folder}/{name}", "w") as file:
                 file.write(json.dumps(value, indent=1) + "\n")
+        with tf.io.gfile.GFile(f"{folder}/{WEIGHTS_FILE}", "wb") as file:
+            file.write(_pack(model))
+
+
+def _pack(model: keras.Model) -> bytes:
+    """The weights as NumPy's npz, in the order of `model.weights`, which is part of their names.
+
+    Not as Keras writes them, by the layers' classes: those depend on more than the architecture
+    (`trainer.model.build_model` computes the same in several ways), and the order does not.
+    """
+    buffer = io.BytesIO()
+    names = (f"{index:04}/{weight.path}" for index, weight in enumerate(model.weights))
+    np.savez(buffer, **dict(zip(names, model.get_weights())))
+    return buffer.getvalue()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,26 @@ from dataclasses import dataclass
 # What a run may set otherwise than its preset, without it being another model.
 OVERRIDES = ("epochs", "train_minutes", "batch_size", "learning_rate", "weight_decay")
 
+# What makes weights fit: a model can be trained on from one that differs in nothing of this.
+ARCHITECTURE = (
+    "image_size",
+    "patch_size",
+    "projection_dim",
+    "num_heads",
+    "key_dim",
+    "transformer_layers",
+    "transformer_units",
+    "mlp_head_units",
+    "layer_norm_epsilon",
+    "tokenizer_filters",
+    "tokenizer_residual_pairs",
+    "batch_normalization",
+    "sequence_pooling",
+    "linear_mlp_output",
+    "locality_attention",
+    "shifted_patches",
+)
+
 LEARNING_RATE_SCHEDULES = ("constant", "cosine")
 OPTIMIZERS = ("adamw", "muon")
 

@@ -8,14 +8,25 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from trainer import callbacks, export, known_answers, model, precision, presets, schedule
+from trainer import (
+    callbacks,
+    export,
+    hyperparameters,
+    known_answers,
+    model,
+    precision,
+    presets,
+    schedule,
+    warm_start,
+)
 from trainer.input import make_dataset, mix_batches, read_examples
 from trainer.mixing import Mixing
 from trainer.preset import OVERRIDES, Preset
@@ -23,9 +34,34 @@ from trainer.preset import OVERRIDES, Preset
 if TYPE_CHECKING:
     from tfx.components.trainer.fn_args_utils import FnArgs
 
-# Written by components/example_gen beside the splits' folders.
-DATASET_CARD_FILE = "dataset.json"
-TRAINING_REPORT_FILE = "training.json"
+
+class Inputs(NamedTuple):
+    """What a training reads, whatever its hyperparameters.
+
+    Attributes:
+      transform_output: Transform's result.
+      card: The data set's name and class names.
+      train: Batches of the train split, shuffled.
+      train_examples: Their images.
+      validation: Batches of the validation split.
+      validation_images: The same images, object [N], 3,072 raw bytes each.
+      base: The model to start from; None to start from random weights.
+      seed: Fixes initial weights, dropout and augmentation.
+    """
+
+    transform_output: tft.TFTransformOutput
+    card: dict[str, Any]
+    train: tf.data.Dataset
+    train_examples: int
+    validation: tf.data.Dataset
+    validation_images: np.ndarray
+    base: warm_start.BaseModel | None
+    seed: int
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.card["fine_label_names"])
 
 
 def run_fn(fn_args: FnArgs) -> None:
@@ -36,60 +72,54 @@ def run_fn(fn_args: FnArgs) -> None:
 
     Args:
       fn_args: Of its fields: `train_files`, `eval_files` (the validation split),
-        `transform_graph_path`, `serving_model_dir`, `model_run_dir` (TensorBoard logs) and
-        `custom_config` with the keys `preset`, those of `trainer.preset.OVERRIDES`, `seed` and
-        `checkpoint_dir`.
+        `transform_graph_path`, `serving_model_dir`, `model_run_dir` (TensorBoard logs),
+        `base_model` (to start from its weights, if it is there), `hyperparameters` (of Tuner, in
+        place of the preset's) and `custom_config` with the keys `preset`, those of
+        `trainer.preset.OVERRIDES`, `seed` and `checkpoint_dir`.
 
     Raises:
       trainer.export.ExportError: The model could not be exported.
+      trainer.warm_start.WarmStartError: The model to start from does not fit.
       ValueError: A hyperparameter is out of range, or a split is empty.
     """
     callbacks.return_freed_memory()
     config = fn_args.custom_config
-    preset = dataclasses.replace(
-        presets.get_preset(config["preset"]), **{name: config[name] for name in OVERRIDES}
-    )
+    preset = configured_preset(config)
+    tuned = fn_args.hyperparameters["values"] if fn_args.hyperparameters else {}
+    preset = hyperparameters.apply(preset, tuned)
     keras.utils.set_random_seed(config["seed"])
-    card = read_dataset_card(fn_args.train_files[0])
+    preset, inputs = read_inputs(fn_args, preset)
+    base = inputs.base
 
-    transform_output = tft.TFTransformOutput(fn_args.transform_graph_path)
-    export.check_parity(transform_output)  # now, rather than after hours of training
-    images, labels = read_examples(fn_args.train_files)
-    train = make_dataset(
-        images,
-        labels,
-        transform_output,
-        batch_size=preset.batch_size,
-        shuffle_seed=config["seed"],
-    )
-    del images  # 150 MB; the dataset holds a copy
-    validation_images, validation_labels = read_examples(fn_args.eval_files)
-    validation = make_dataset(
-        validation_images, validation_labels, transform_output, batch_size=preset.batch_size
-    )
-
-    classes = len(card["fine_label_names"])
-    if preset.mixes_labels:
-        train = mix_batches(train, Mixing(preset, classes), seed=config["seed"])
-    policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
-    with _strategy().scope(), precision.dtype_policy(policy):
-        network = model.build_model(preset, num_classes=classes, seed=config["seed"])
-        network.compile(
-            optimizer=schedule.build_optimizer(preset, steps_per_epoch=len(train)),
-            loss=schedule.build_loss(preset),
-            metrics=schedule.build_metrics(preset),
+    network = build_network(preset, inputs)
+    start: dict[str, Any] | None = None
+    if base:
+        metrics = network.evaluate(inputs.validation, verbose=0, return_dict=True)
+        accuracy = round(metrics["top_1_accuracy"], 6)
+        start = {"epochs": base.epochs, "val_top_1_accuracy": accuracy}
+        print(
+            f"  starting from the model pushed last: {base.epochs} "
+            f"epoch{'s' if base.epochs > 1 else ''} of training, validation top-1 {accuracy:.4f}",
+            flush=True,
         )
-    checkpoints = os.path.join(config["checkpoint_dir"], _run_key(config, card))
-    history = _fit(network, train, validation, preset, fn_args.model_run_dir, checkpoints)
+        if preset.name == base.report["preset"]["name"]:
+            tuned = {**base.tuned_architecture, **tuned}
+    elif fn_args.base_model is not None:
+        print("  no model was pushed yet to start from: training from scratch", flush=True)
+    checkpoints = os.path.join(config["checkpoint_dir"], run_key(config, inputs, tuned))
+    history = _fit(network, inputs, preset, fn_args.model_run_dir, checkpoints)
+    policy = network.dtype_policy.name
     network = precision.in_float32(network, preset)
 
-    mean, variance = export.channel_statistics(transform_output)
+    mean, variance = export.channel_statistics(inputs.transform_output)
     report = {
-        "dataset": card["name"],
-        "limit": card["limit"],
-        "subset": card["subset"],
-        "train_examples": len(labels),
+        "dataset": inputs.card["name"],
+        "limit": inputs.card["limit"],
+        "subset": inputs.card["subset"],
+        "train_examples": inputs.train_examples,
         "preset": dataclasses.asdict(preset),
+        "tuned": dict(tuned) or None,
+        "base_model": start,
         "seed": config["seed"],
         "precision": policy,
         "trainable_parameters": sum(math.prod(v.shape) for v in network.trainable_variables),
@@ -99,19 +129,92 @@ def run_fn(fn_args: FnArgs) -> None:
     }
     export.export_model(
         network,
-        transform_output,
-        export.class_names(card),
+        inputs.transform_output,
+        export.class_names(inputs.card),
         fn_args.serving_model_dir,
         {
-            TRAINING_REPORT_FILE: report,
-            DATASET_CARD_FILE: card,
+            export.TRAINING_REPORT_FILE: report,
+            export.DATASET_CARD_FILE: inputs.card,
             known_answers.KNOWN_ANSWERS_FILE: known_answers.compute(
-                network, validation_images, validation
+                network, inputs.validation_images, inputs.validation
             ),
         },
     )
     # Only now, so that a full disk while exporting does not cost the training.
     tf.io.gfile.rmtree(checkpoints)
+
+
+def configured_preset(config: Mapping[str, Any]) -> Preset:
+    """Reads the preset and what overrides it out of a component's `custom_config`."""
+    return dataclasses.replace(
+        presets.get_preset(config["preset"]), **{name: config[name] for name in OVERRIDES}
+    )
+
+
+def read_inputs(fn_args: FnArgs, preset: Preset) -> tuple[Preset, Inputs]:
+    """Reads what is to be trained on, and from what.
+
+    Args:
+      fn_args: See `run_fn`.
+      preset: What is to be trained.
+
+    Returns:
+      The preset, as `warm_start.BaseModel.adapt` gives it; and what was read.
+
+    Raises:
+      trainer.export.ExportError: The transform graph is of other code than this.
+      trainer.warm_start.WarmStartError: The model to start from does not fit.
+      ValueError: A split is empty.
+    """
+    card = read_dataset_card(fn_args.train_files[0])
+    base = warm_start.read_base_model(fn_args.base_model)
+    if base:
+        preset = base.adapt(preset, card)
+    transform_output = tft.TFTransformOutput(fn_args.transform_graph_path)
+    export.check_parity(transform_output)  # now, rather than after hours of training
+    images, labels = read_examples(fn_args.train_files)
+    train = make_dataset(
+        images,
+        labels,
+        transform_output,
+        batch_size=preset.batch_size,
+        shuffle_seed=fn_args.custom_config["seed"],
+    )
+    del images  # 150 MB; the dataset holds a copy
+    validation_images, validation_labels = read_examples(fn_args.eval_files)
+    validation = make_dataset(
+        validation_images, validation_labels, transform_output, batch_size=preset.batch_size
+    )
+    return preset, Inputs(
+        transform_output,
+        card,
+        train,
+        len(labels),
+        validation,
+        validation_images,
+        base,
+        fn_args.custom_config["seed"],
+    )
+
+
+def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
+    """Builds the model on all devices, ready to be trained.
+
+    Args:
+      preset: The model and how to train it.
+      inputs: What it is to be trained on; with the weights to start from, if any.
+    """
+    policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
+    with _strategy().scope(), precision.dtype_policy(policy):
+        network = model.build_model(preset, num_classes=inputs.classes, seed=inputs.seed)
+        if inputs.base:
+            warm_start.load_weights(network, inputs.base)
+        network.compile(
+            optimizer=schedule.build_optimizer(preset, steps_per_epoch=len(inputs.train)),
+            loss=schedule.build_loss(preset),
+            metrics=schedule.build_metrics(preset),
+        )
+    return network
 
 
 def read_dataset_card(train_pattern: str) -> dict[str, Any]:
@@ -120,7 +223,8 @@ def read_dataset_card(train_pattern: str) -> dict[str, Any]:
     Args:
       train_pattern: A glob of a split's files; the card lies beside the split's folder.
     """
-    path = os.path.join(os.path.dirname(os.path.dirname(train_pattern)), DATASET_CARD_FILE)
+    # Written by components/example_gen beside the splits' folders.
+    path = os.path.join(os.path.dirname(os.path.dirname(train_pattern)), export.DATASET_CARD_FILE)
     with tf.io.gfile.GFile(path) as file:
         return json.loads(file.read())
 
@@ -132,13 +236,57 @@ def _strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def _fit(
+def fit(
     network: keras.Model,
-    train: tf.data.Dataset,
-    validation: tf.data.Dataset,
+    inputs: Inputs,
     preset: Preset,
-    log_dir: str,
-    checkpoints: str,
+    kept: Sequence[keras.callbacks.Callback] = (),
+    *,
+    finished: int = 0,
+    spent: float = 0.0,
+) -> dict[str, list[float]]:
+    """Trains as long as the preset says.
+
+    Args:
+      network: Of `build_network`.
+      inputs: What to train on.
+      preset: The model's.
+      kept: Callbacks that keep what becomes of it.
+      finished: Epochs that were trained before an interruption.
+      spent: Seconds that were.
+
+    Returns:
+      Metric -> its values after each epoch that was trained now.
+    """
+    epochs, budget = preset.epochs, None
+    if preset.train_minutes:
+        budget = callbacks.TimeBudget(preset, spent)
+        epochs = sys.maxsize if budget.progress < 1.0 else finished
+    verbose, progress = callbacks.progress(budget)
+    train = inputs.train
+    if preset.mixes_labels:
+        train = mix_batches(train, Mixing(preset, inputs.classes), seed=inputs.seed)
+    history: dict[str, list[float]] = network.fit(
+        train,
+        validation_data=inputs.validation,
+        # The order of the examples starts anew from that of epoch 1.
+        initial_epoch=finished,
+        epochs=epochs,
+        verbose=verbose,
+        callbacks=[
+            *([budget] if budget else []),  # before those that read its metric
+            *([keras.callbacks.SwapEMAWeights()] if preset.ema_momentum else []),
+            *kept,
+            callbacks.EpochSeeds(),
+            callbacks.ReturnMemory(),
+            *progress,
+        ],
+    ).history
+    return history
+
+
+def _fit(
+    network: keras.Model, inputs: Inputs, preset: Preset, log_dir: str, checkpoints: str
 ) -> list[dict[str, float]]:
     """Trains, or trains on; returns the metrics of all epochs and leaves the checkpoints."""
     history = callbacks.HistoryFile(f"{checkpoints}/history.json")
@@ -149,37 +297,23 @@ def _fit(
         history.restore(finished)
         callbacks.log_epochs(history.epochs, log_dir)
         print(f"  continuing after epoch {finished}", flush=True)
-    epochs, budget = preset.epochs, None
-    if preset.train_minutes:
-        spent = history.epochs[-1]["training_seconds"] if finished else 0.0
-        budget = callbacks.TimeBudget(preset, spent)
-        epochs = sys.maxsize if budget.progress < 1.0 else finished
-    verbose, progress = callbacks.progress(budget)
-    network.fit(
-        train,
-        validation_data=validation,
-        # The order of the examples starts anew from that of epoch 1.
-        initial_epoch=finished,
-        epochs=epochs,
-        verbose=verbose,
-        callbacks=[
-            *([budget] if budget else []),  # before those that read its metric
-            *([keras.callbacks.SwapEMAWeights()] if preset.ema_momentum else []),
-            history,
-            checkpoint,
-            callbacks.EpochSeeds(),
-            callbacks.ReturnMemory(),
-            keras.callbacks.TensorBoard(log_dir, write_graph=False),
-            *progress,
-        ],
+    timed = finished and preset.train_minutes
+    fit(
+        network,
+        inputs,
+        preset,
+        [history, checkpoint, keras.callbacks.TensorBoard(log_dir, write_graph=False)],
+        finished=finished,
+        spent=history.epochs[-1]["training_seconds"] if timed else 0.0,
     )
     return history.epochs
 
 
-def _run_key(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+def run_key(config: Mapping[str, Any], inputs: Inputs, tuned: Mapping[str, Any]) -> str:
     """Names the checkpoints of one training: same data, hyperparameters and code, same name.
 
     The artifacts' paths do not count, which are new ones in a run without the cache.
     """
-    what = json.dumps((config, card), sort_keys=True)
+    base = inputs.base.fingerprint() if inputs.base else None
+    what = json.dumps((config, inputs.card, tuned, base), sort_keys=True)
     return hashlib.sha256(what.encode()).hexdigest()[:16]

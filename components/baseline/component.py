@@ -16,14 +16,18 @@ class BaselineSpec(component_spec.ComponentSpec):
         executor.SERVING_DIR_KEY: component_spec.ExecutionParameter(type=str),
         executor.VERSION_KEY: component_spec.ExecutionParameter(type=str, optional=True),
     }
-    INPUTS = {executor.MODEL_KEY: component_spec.ChannelParameter(type=standard_artifacts.Model)}
+    INPUTS = {
+        executor.MODEL_KEY: component_spec.ChannelParameter(
+            type=standard_artifacts.Model, optional=True
+        )
+    }
     OUTPUTS = {
         executor.BASELINE_KEY: component_spec.ChannelParameter(type=standard_artifacts.Model)
     }
 
 
 class Baseline(base_component.BaseComponent):
-    """Finds the model that is being served now, for Evaluator to compare with.
+    """Finds the model that is being served now, for Evaluator to compare with or to train on from.
 
     It does what a Resolver with LatestBlessedModelStrategy would, without a Resolver node, which
     open-source Kubeflow Pipelines cannot run. Only blessed models are pushed, so the last pushed
@@ -35,18 +39,18 @@ class Baseline(base_component.BaseComponent):
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
     DRIVER_CLASS = driver.Driver
 
-    def __init__(self, model: types.BaseChannel, serving_dir: str):
+    def __init__(self, serving_dir: str, model: types.BaseChannel | None = None):
         """Constructs the component.
 
         Args:
-          model: The candidate, which may have been pushed by an earlier run and is then not its
-            own baseline.
           serving_dir: Pusher's base directory.
+          model: The candidate, which may have been pushed by an earlier run and is then not its
+            own baseline. None before there is one: the last pushed model, whatever it is.
         """
         super().__init__(
             spec=BaselineSpec(
-                model=model,
                 serving_dir=serving_dir,
+                model=model,
                 baseline=types.Channel(type=standard_artifacts.Model),
             )
         )

@@ -15,7 +15,8 @@ class Driver(base_driver.BaseDriver, portable_base_driver.BaseDriver):
     """Resolves the baseline's version before the cache is asked.
 
     Without it, a candidate that was compared with one baseline would be taken for as good as
-    another that was pushed since. Orchestrators that run no drivers must not cache Baseline.
+    another that was pushed since, and training that starts from the baseline would not see that
+    there is a newer one. Orchestrators that run no drivers must not cache Baseline.
     """
 
     def __init__(self, metadata_handle: metadata.Metadata):

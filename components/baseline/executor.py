@@ -58,7 +58,7 @@ class Executor(base_executor.BaseExecutor):
         serving_dir = exec_properties[SERVING_DIR_KEY]
         version = exec_properties.get(VERSION_KEY)
         if version is None:  # no driver has run
-            version = find_baseline(serving_dir, input_dict[MODEL_KEY])
+            version = find_baseline(serving_dir, input_dict.get(MODEL_KEY, []))
         if not version:
             logging.info("No other model was pushed to %s yet: no baseline.", serving_dir)
             return

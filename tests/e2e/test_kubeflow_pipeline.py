@@ -24,6 +24,8 @@ pytestmark = pytest.mark.timeout(1800)  # on a busy machine; two minutes on an i
 ROOT = "minio://mlpipeline/v2/artifacts"
 DATA = ("ExampleGen", "SchemaGen", "StatisticsGen", "ExampleValidator", "DataGate", "Transform")
 
+TRAINING = ("BaseModel", "Trainer")
+
 
 class Installation:
     """A cluster with a bucket, a volume with data on it, and the compiled pipeline."""
@@ -35,6 +37,7 @@ class Installation:
         self.package = folder / "pipeline.yaml"
         process = run_compiler(
             *("--dataset_name", "synthetic", "--preset", "tiny", "--batch_size", 32),
+            "--warm_start",
             *("--volume_path", self.volume, "--data", self.volume / "data"),
             *(
                 "--serving_dir",
@@ -98,13 +101,15 @@ def report(version: Path) -> dict[str, Any]:
 
 def test_every_component_runs(installation: Installation, first: dict[str, Execution]):
     assert {execution.state for execution in first.values()} == {"COMPLETE"}, explain(first)
-    assert set(first) == {*DATA, "Trainer", "Baseline", "Evaluator", "ServingValidator", "Pusher"}
+    assert set(first) == {*DATA, *TRAINING, "Baseline", "Evaluator", "ServingValidator", "Pusher"}
     (version,) = installation.versions()
     assert (version / "saved_model.pb").exists()
     assert report(version)["preset"]["name"] == "tiny"
     assert report(version)["dataset"] == "synthetic"
     assert report(version)["preset"]["batch_size"] == 32
     assert len(report(version)["history"]) == 1
+    assert report(version)["base_model"] is None
+    assert "no model was pushed yet to start from: training from scratch" in first["Trainer"].log
 
 
 def test_properties_pass_from_component_to_component(
@@ -161,6 +166,12 @@ def test_next_run_trains_anew_and_compares_with_the_pushed_model(
     earlier, later = installation.versions()
     assert len(report(earlier)["history"]) == 1
     assert len(report(later)["history"]) == 2
+    # It has started where the first one ended.
+    assert second["BaseModel"].artifacts["baseline"]["metadata"]["version"] == earlier.name
+    assert report(later)["base_model"] == {
+        "epochs": 1,
+        "val_top_1_accuracy": report(earlier)["history"][-1]["val_top_1_accuracy"],
+    }
     baseline = second["Baseline"].artifacts["baseline"]
     assert baseline["metadata"]["version"] == earlier.name
     assert "Format-Serving/saved_model.pb" in installation.files(baseline)
@@ -199,7 +210,7 @@ def test_other_data_are_not_taken_from_the_cache_and_must_be_readable(
 
 def test_an_executor_that_raises(installation: Installation, second: dict[str, Execution]):
     executions = installation.run(preset="tinny")
-    assert set(executions) == {*DATA, "Trainer"}
+    assert set(executions) == {*DATA, *TRAINING}
     line = failed(installation, executions["Trainer"])
     assert line.startswith("error: tfx.components.trainer.executor.GenericExecutor failed: ")
     assert "tinny" in line
@@ -209,9 +220,9 @@ def test_an_executor_that_raises(installation: Installation, second: dict[str, E
 
 def test_a_missing_bucket(installation: Installation, second: dict[str, Execution]):
     executions = installation.run("s3://nowhere/root", seed=5)
-    # What the cache has is where it was; Trainer is the first that has to write.
+    # What the cache has is where it was; this one is the first that has to write.
     (name,) = (name for name, execution in executions.items() if execution.state != "CACHED")
-    assert name == "Trainer"
+    assert name == "BaseModel"
     assert executions[name].state == "FAILED" and executions[name].exit_code is None
     assert executions[name].error == 'Failed to open bucket "nowhere"'
     assert executions[name].artifacts == {}

@@ -95,7 +95,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) ->
 
 def _states(output: str) -> dict[str, str]:
     """Component -> what is printed behind it: a time, or `cached`."""
-    lines = re.findall(r"^(?:\[ ?\d+/11\]|       ) (\w+) +(cached|[\d.]+ s)$", output, re.M)
+    lines = re.findall(r"^(?:\[ ?\d+/\d+\]|       ) (\w+) +(cached|[\d.]+ s)$", output, re.M)
     return dict(lines)
 
 
@@ -252,7 +252,8 @@ def test_run_terminate_interrupts_a_training(project: Project):
 
 
 def test_an_interrupted_training_continues(project: Project):
-    flags = "--epochs 40 --seed 3 --max_accuracy_drop 1"
+    (base,) = project.versions()
+    flags = "--epochs 40 --seed 3 --max_accuracy_drop 1 --warm_start"
     with project.start(flags) as process:
         _wait_for_epoch(project, process)
         process.send_signal(signal.SIGINT)
@@ -262,6 +263,10 @@ def test_an_interrupted_training_continues(project: Project):
     assert result.returncode == 0, result.stderr
     assert "epoch 1/40" not in result.stdout and "epoch 40/40" in result.stdout
     assert "40 epochs" in result.stdout
+    # And it was no training from scratch.
+    assert _states(result.stdout).keys() - {*COMPONENTS} == {"BaseModel"}
+    assert "starting from the model pushed last: 2 epochs of training" in result.stdout
+    assert f"started from version {base.name}, after 2 epochs: validation top-1" in result.stdout
     assert not leftover.exists()
 
 
@@ -271,9 +276,21 @@ def test_changed_data_run_again_and_a_limit_is_balanced(project: Project):
     content = bytearray(records.read_bytes())
     content[100] ^= 1  # one pixel
     records.write_bytes(content)
-    result = project.run("--limit 300 --max_accuracy_drop 1")
+    result = project.run("--limit 300 --max_accuracy_drop 1 --tune 2")
     assert result.returncode == 0, result.stderr
-    assert _states(result.stdout)["ExampleGen"] != "cached"
+    states = _states(result.stdout)
+    assert states["ExampleGen"] != "cached"
+    # Hyperparameters are searched for on what is then trained on.
+    assert list(states) == [*COMPONENTS[:6], "Tuner", *COMPONENTS[6:]]
+    assert "tuning: before that, 2 trials of 1 epoch\n" in result.stdout
+    assert "  trial 1/2: learning_rate 0.001  weight_decay 0.001" in result.stdout
+    assert re.search(r"trial 2/2 took \d+ s: validation top-1 0\.\d{4}", result.stdout)
+    assert re.search(r"tuned in 2 trials: validation top-1 0\.\d{3}", result.stdout)
+    (version,) = project.versions("synthetic_subset_vit")
+    training = json.loads((version / "assets.extra" / "training.json").read_text())
+    found = ["learning_rate", "weight_decay", "transformer_layers", "augmentation"]
+    assert list(training["tuned"]) == found
+    assert training["preset"]["learning_rate"] == training["tuned"]["learning_rate"]
     assert "preset tiny on a subset of synthetic data" in result.stdout
     assert "(300 images)" in result.stdout
     # Beside the model of all the data, not in its place.

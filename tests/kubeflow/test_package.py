@@ -19,7 +19,8 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from tests.kubeflow.conftest import FLAGS, REPOSITORY, Compile
 from trainer.presets import get_preset
 
-ON_VOLUME = {"ExampleGen", "Trainer", "Baseline", "Pusher"}
+TRAINING = {"Trainer", "Tuner"}
+ON_VOLUME = {"ExampleGen", *TRAINING, "Baseline", "Pusher"}
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +86,7 @@ def test_every_component_is_a_container_without_hooks(
         assert set(container) == {"args", "command", "image", "resources"}
         assert container["image"] == (
             "registry.example.org/vit-gpu:1.0"
-            if name == "Trainer"
+            if name in TRAINING
             else "registry.example.org/vit:1.0@sha256:0123"
         )
         assert container["command"] == ["python", "-u", "/app/kubeflow/entrypoint.py"]
@@ -138,16 +139,18 @@ def test_every_parameter_is_an_input_of_a_component_and_in_its_cache_key(
                 kinds = spec["root"]["inputDefinitions"]["parameters"]
                 assert declared[key]["parameterType"] == kinds[parameter]["parameterType"]
                 used.setdefault(name, set()).add(parameter)
+    training = {
+        "checkpoint_dir", "preset", "epochs", "train_minutes", "batch_size", "learning_rate",
+        "weight_decay", "seed",
+    }  # fmt: skip
     assert used == {
         "ExampleGen": {"data", "dataset_name", "data_fingerprint", "limit"},
-        "Trainer": {
-            "checkpoint_dir", "preset", "epochs", "train_minutes", "batch_size", "learning_rate",
-            "weight_decay", "seed",
-        },
+        "Tuner": training,
+        "Trainer": training,
         "Baseline": {"serving_dir"},
         "Evaluator": {"min_top_1_accuracy", "min_top_5_accuracy", "max_accuracy_drop"},
         "Pusher": {"serving_dir"},
-    }  # fmt: skip
+    }
 
 
 def constant(task: dict[str, Any], key: str, values: dict[str, Any]) -> Any:
@@ -166,6 +169,9 @@ def test_parameters_become_parts_of_properties(tasks: dict[str, Any]):
     config = constant(tasks["Trainer"], "custom_config", values)
     assert config.pop("code")
     assert config == values
+    config = constant(tasks["Tuner"], "custom_config", values)
+    assert config.pop("code")
+    assert config == {**values, "trials": 3, "trial_fraction": 0.2}
     destination = constant(tasks["Pusher"], "push_destination", {"serving_dir": "/m"})
     assert destination == {"filesystem": {"base_directory": "/m"}}
     gate = {"min_top_1_accuracy": 0.5, "min_top_5_accuracy": 0.75, "max_accuracy_drop": 0.25}
@@ -189,12 +195,15 @@ def test_resources(containers: dict[str, Any], platform: dict[str, Any]):
     assert containers["Trainer"]["resources"] == {
         "cpuLimit": 8.0, "memoryLimit": 32.5, "accelerator": accelerator,
     }  # fmt: skip
+    assert containers["Tuner"]["resources"] == {
+        "cpuLimit": 4.0, "memoryLimit": 16.0, "accelerator": accelerator,
+    }  # fmt: skip
     assert containers["Pusher"]["resources"] == {"cpuLimit": 0.5, "memoryLimit": 2.0}
     for name, container in containers.items():
         assert container["resources"]["cpuLimit"] > 0
         assert container["resources"]["memoryLimit"] >= 2  # TFX's imports take 1.5 GB
-        assert ("accelerator" in container["resources"]) == (name == "Trainer")
-        assert ("emptyDirMounts" in platform[name]) == (name == "Trainer")
+        assert ("accelerator" in container["resources"]) == (name in TRAINING)
+        assert ("emptyDirMounts" in platform[name]) == (name in TRAINING)
     assert platform["Trainer"]["emptyDirMounts"] == [
         {
             "volumeName": "shared-memory",
@@ -209,7 +218,7 @@ def test_nodes_secrets_and_volumes(platform: dict[str, Any]):
     spot = {"key": "spot", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}
     gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     large = {"key": "large", "operator": "Exists", "effect": "NoExecute"}
-    tolerations = {"Trainer": [spot, gpu], "Evaluator": [spot, large]}
+    tolerations = {"Trainer": [spot, gpu], "Tuner": [spot, gpu], "Evaluator": [spot, large]}
     for name, config in platform.items():
         assert config["imagePullPolicy"] == "IfNotPresent"
         assert config["imagePullSecret"] == [{"secretName": "regcred"}, {"secretName": "other"}]

@@ -16,11 +16,12 @@ def test_every_knob_has_a_flag_that_sets_it():
         "data": "d", "limit": 200, "preset": "tiny", "train_minutes": 2.5, "batch_size": 8,
         "learning_rate": 0.5, "weight_decay": 0.0, "seed": 7, "min_top_1_accuracy": 0.2,
         "min_top_5_accuracy": 0.4, "max_accuracy_drop": 0.1, "work_dir": "w", "serving_dir": "s",
-        "pipeline_name": "p", "model_name": "m", "beam_workers": 2, "verbosity": "info",
+        "tune": 4, "tune_fraction": 0.5, "pipeline_name": "p", "model_name": "m", "beam_workers": 2,
+        "verbosity": "info",
     }  # fmt: skip
     flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
-    expected = {**values, "cache": False, "epochs": None}
-    assert dataclasses.asdict(parse_args([*flags, "--no_cache"])) == expected
+    expected = {**values, "cache": False, "warm_start": True, "epochs": None}
+    assert dataclasses.asdict(parse_args([*flags, "--no_cache", "--warm_start"])) == expected
     assert parse_args(["--epochs", "3"]) == PipelineConfig(epochs=3)
 
 
@@ -30,7 +31,7 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
     text = capsys.readouterr().out
     assert exit_info.value.code == 0
     for field in dataclasses.fields(PipelineConfig):
-        assert f"--{'no_' if field.type == 'bool' else ''}{field.name} " in text
+        assert f"--{'no_' if field.default is True else ''}{field.name} " in text
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,8 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
         (["--epochs", "-1"], "--epochs is -1: it must be 1 or more."),
         (["--train_minutes", "0"], "--train_minutes is 0.0: it must be above 0 and finite."),
         (["--train_minutes", "9", "--epochs", "2"], "--epochs is 2 and --train_minutes is 9.0:"),
+        (["--tune", "0"], "--tune is 0: it must be 1 or more."),
+        (["--tune_fraction", "1.5"], "--tune_fraction is 1.5: it must be above 0, up to 1."),
         (["--limit", "99"], "--limit is 99: it must be 100 or more, an image of each class."),
         (["--learning_rate", "0"], "--learning_rate is 0.0: it must be above 0"),
         (["--learning_rate", "nan"], "--learning_rate is nan: it must be above 0"),

@@ -11,7 +11,14 @@ from tfx.proto import transform_pb2
 from tfx.proto.orchestration import pipeline_pb2
 from tfx.utils import json_utils
 
-from pipeline.graph import SCHEMA_FILE, DataSource, Gate, create_pipeline, evaluation_config
+from pipeline.graph import (
+    SCHEMA_FILE,
+    DataSource,
+    Gate,
+    Tuning,
+    create_pipeline,
+    evaluation_config,
+)
 from trainer.presets import get_preset
 
 COMPONENTS = [
@@ -179,6 +186,38 @@ def test_a_setting_changes_the_cache_key_of_its_components_alone(
     assert {
         name for name, node in compiled.items() if node.parameters != others[name].parameters
     } == changed
+
+
+def test_a_search_for_hyperparameters_comes_before_training():
+    pipeline = build(tuning=Tuning(trials=5, trial_fraction=0.25))
+    names = [component.id for component in pipeline.components]
+    assert names == [*COMPONENTS[:6], "Tuner", *COMPONENTS[6:]]
+    tuner, trainer = pipeline.components[6:8]
+    ours, theirs = (
+        json_utils.loads(component.exec_properties["custom_config"])
+        for component in (tuner, trainer)
+    )
+    assert ours == {**theirs, "trials": 5, "trial_fraction": 0.25}
+    assert json.loads(tuner.exec_properties["train_args"])["splits"] == ["train"]
+    assert json.loads(tuner.exec_properties["eval_args"])["splits"] == ["validation"]
+    assert set(tuner.inputs) == {"examples", "schema", "transform_graph"}
+    compiled = nodes(pipeline)
+    (channel,) = compiled["Trainer"].inputs.inputs["hyperparameters"].channels
+    assert (channel.producer_node_query.id, channel.output_key) == ("Tuner", "best_hyperparameters")
+
+
+def test_a_warm_start_is_from_what_was_pushed_before_the_training():
+    compiled = nodes(build(warm_start=True, tuning=Tuning(trials=2, trial_fraction=0.5)))
+    assert list(compiled["BaseModel"].upstream_nodes) == []
+    assert compiled["BaseModel"].parameters.parameters["serving_dir"].field_value.string_value == (
+        "/serving/vit"
+    )
+    for name in ("Trainer", "Tuner"):
+        # An input, and so part of the cache key.
+        (channel,) = compiled[name].inputs.inputs["base_model"].channels
+        assert (channel.producer_node_query.id, channel.output_key) == ("BaseModel", "baseline")
+    # The candidate is still compared with what is served, itself left out.
+    assert list(compiled["Baseline"].upstream_nodes) == ["Trainer"]
 
 
 def test_schema_describes_the_three_features():

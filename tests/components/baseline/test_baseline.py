@@ -85,6 +85,17 @@ def test_output_is_a_copy_of_the_newest_version(tmp_path: Path):
     assert (copy / "variables" / "variables.index").read_text() == "weights of 12"
 
 
+def test_without_a_candidate_it_is_the_newest_version(tmp_path: Path):
+    """What training starts from, when there is no candidate yet."""
+    push(tmp_path / "serving", "8")
+    component = Baseline(serving_dir=str(tmp_path / "serving")).with_id("BaseModel")
+    assert component.inputs == {}
+    newest = standard_artifacts.Model()
+    newest.uri = str(tmp_path / "newest")
+    Executor().Do({}, {"baseline": [newest]}, component.exec_properties)
+    assert newest.get_string_custom_property("version") == "8"
+
+
 def candidate(tmp_path: Path, identity: str) -> standard_artifacts.Model:
     """A Model artifact as Trainer leaves it."""
     model = standard_artifacts.Model()

@@ -1,0 +1,127 @@
+"""Training that starts from an exported model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.trainer.training import Inputs, report, train
+from trainer import export, model, warm_start
+from trainer.preset import ARCHITECTURE, Preset
+from trainer.presets import PRESETS, get_preset
+from trainer.warm_start import BaseModel, WarmStartError, read_base_model
+
+TINY, COMPACT = get_preset("tiny"), get_preset("compact")
+CLASSES = {"fine_label_names": ["apple", "bear", "camel"]}
+
+
+def base_model(preset: Preset, tuned: dict[str, Any] | None = None) -> BaseModel:
+    reported = json.loads(json.dumps(dataclasses.asdict(preset)))
+    return BaseModel("", {"preset": reported, "tuned": tuned, "history": [{}]}, CLASSES)
+
+
+def test_training_starts_from_the_exported_weights(finished: Path, inputs: Inputs, tmp_path: Path):
+    exported = finished / "model" / "Format-Serving"
+    # With another seed, and a learning rate that moves nothing.
+    result = train(inputs, tmp_path, base_model=exported, epochs=1, seed=8, learning_rate=1e-12)
+    last = report(finished)["history"][-1]
+    assert result["base_model"] == {"epochs": 2, "val_top_1_accuracy": last["val_top_1_accuracy"]}
+    assert result["history"][0]["val_loss"] == pytest.approx(last["val_loss"], abs=1e-5)
+    before = read_base_model(str(exported))
+    after = read_base_model(str(tmp_path / "model" / "Format-Serving"))
+    assert before is not None and after is not None
+    assert (before.epochs, after.epochs) == (2, 3)
+    with np.load(before.weights) as theirs, np.load(after.weights) as ours:
+        assert list(theirs) == list(ours)
+        assert sum(array.size for array in theirs.values()) == 63_172
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], atol=1e-7)
+
+
+def test_without_a_model_there_is_nothing_to_start_from(tmp_path: Path):
+    assert read_base_model(None) is None
+    assert read_base_model(str(tmp_path / "none")) is None
+
+
+def test_an_export_without_weights(finished: Path, tmp_path: Path):
+    extra = shutil.copytree(
+        finished / "model" / "Format-Serving" / "assets.extra", tmp_path / "assets.extra"
+    )
+    (extra / export.WEIGHTS_FILE).unlink()
+    with pytest.raises(WarmStartError, match=r"no trained_weights\.npz .*without --warm_start"):
+        read_base_model(str(tmp_path))
+
+
+def test_what_does_not_change_the_architecture_may_differ():
+    changed = dataclasses.replace(TINY, name="other", epochs=9, random_zoom=0.0, dropout_rate=0.3)
+    assert base_model(TINY).adapt(changed, CLASSES) == changed
+
+
+def test_another_architecture_is_refused_by_both_names_and_values():
+    other = dataclasses.replace(
+        TINY, name="other", transformer_layers=4, mlp_head_units=(8, 8), epochs=7
+    )
+    with pytest.raises(WarmStartError) as error:
+        base_model(other).adapt(TINY, CLASSES)
+    text = str(error.value)
+    assert "preset 'tiny' cannot start from" in text and "is of preset 'other'" in text
+    assert "transformer_layers is 4 there and 2 here" in text
+    assert "mlp_head_units is [8, 8] there and [64] here" in text
+    assert "epochs" not in text
+
+
+def test_other_classes_are_refused():
+    card = {"fine_label_names": ["apple", "bear", "cat"]}
+    with pytest.raises(WarmStartError, match="first to differ are 'camel' and 'cat'"):
+        base_model(TINY).adapt(TINY, card)
+    with pytest.raises(WarmStartError, match="3 there and 2 here"):
+        base_model(TINY).adapt(TINY, {"fine_label_names": ["apple", "bear"]})
+
+
+def test_fields_newer_than_the_model_count_as_off():
+    base = base_model(TINY)
+    del base.report["preset"]["tokenizer_filters"], base.report["preset"]["sequence_pooling"]
+    assert base.adapt(TINY, CLASSES) == TINY
+
+
+def test_the_depth_that_a_tuner_has_chosen_stays():
+    deeper = dataclasses.replace(TINY, transformer_layers=3)
+    with pytest.raises(WarmStartError, match="transformer_layers is 3 there and 2 here"):
+        base_model(deeper).adapt(TINY, CLASSES)
+    base = base_model(deeper, tuned={"transformer_layers": 3, "learning_rate": 0.5})
+    assert base.adapt(TINY, CLASSES) == deeper
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize(
+    # Batch normalization is for blocks without dropout.
+    "other",
+    [dataclasses.replace(TINY, dropout_rate=0.0), COMPACT],
+    ids=lambda preset: preset.name,
+)
+def test_architecture_is_all_that_weights_and_outputs_depend_on(
+    name: str, other: Preset, tmp_path: Path
+):
+    preset = get_preset(name)
+    same = dataclasses.replace(other, **{field: getattr(preset, field) for field in ARCHITECTURE})
+    first, second = (model.build_model(each, seed=n) for n, each in enumerate((preset, same)))
+    weights = tmp_path / export.WEIGHTS_FILE
+    weights.write_bytes(export._pack(first))
+    warm_start.load_weights(second, BaseModel(str(weights), {}, {}))
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("f4")
+    outputs = [each(images, training=False) for each in (first, second)]
+    np.testing.assert_allclose(*outputs, atol=1e-5)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path):
+    weights = tmp_path / export.WEIGHTS_FILE
+    weights.write_bytes(export._pack(model.build_model(TINY)))
+    deeper = model.build_model(dataclasses.replace(TINY, transformer_layers=3))
+    with pytest.raises(WarmStartError, match=r"do not fit: it has \d+ of them"):
+        warm_start.load_weights(deeper, BaseModel(str(weights), {}, {}))

@@ -1,0 +1,119 @@
+"""What TFX's Trainer and Tuner get, and trainings of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+import tensorflow_transform as tft
+import tensorflow_transform.beam as tft_beam
+from tfx.components.trainer.fn_args_utils import FnArgs
+
+from components.dataset import format as binary
+from components.dataset import synthetic
+from trainer import export, preprocessing, run
+
+TRAIN, VALIDATION = 180, 60
+# Not in the order of the data set's own, so that they can come from the card alone.
+NAMES = synthetic.LABEL_NAMES.fine[::-1]
+CARD = {
+    "name": "synthetic",
+    "limit": None,
+    "subset": False,
+    "fine_label_names": NAMES,
+    "coarse_label_names": ["a", "b"],
+    "superclasses": [0, 1] * 50,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What TFX's Trainer gets: examples, their card and a transform graph."""
+
+    folder: Path
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+
+
+def write_split(folder: Path, images: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    folder.mkdir(parents=True)
+    rows = [{"image": image.tobytes(), "fine_label": int(n)} for image, n in zip(images, labels)]
+    with tf.io.TFRecordWriter(str(folder / "data.gz"), "GZIP") as writer:
+        for row in rows:
+            feature = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[row["image"]])),
+                "fine_label": tf.train.Feature(
+                    int64_list=tf.train.Int64List(value=[row["fine_label"]])
+                ),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    return rows
+
+
+def make_inputs(work: Path) -> Inputs:
+    data = synthetic.generate(work / "data", train=TRAIN + VALIDATION, test=1)
+    images, labels, _ = binary.read_records(data / binary.TRAIN_FILE)
+    rows = write_split(work / "examples" / "Split-train", images[:TRAIN], labels[:TRAIN])
+    write_split(work / "examples" / "Split-validation", images[TRAIN:], labels[TRAIN:])
+    (work / "examples" / "dataset.json").write_text(json.dumps(CARD))
+    metadata = tft.DatasetMetadata.from_feature_spec(
+        {
+            "image": tf.io.FixedLenFeature([], tf.string),
+            "fine_label": tf.io.FixedLenFeature([], tf.int64),
+        }
+    )
+    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(work / "tmp")):
+        graph = (pipeline | beam.Create(rows), metadata) | tft_beam.AnalyzeDataset(
+            preprocessing.preprocessing_fn
+        )
+        _ = graph | tft_beam.WriteTransformFn(str(work / "transform"))
+    return Inputs(work, images[TRAIN:], labels[TRAIN:])
+
+
+def arguments(
+    inputs: Inputs,
+    work: Path,
+    *,
+    base_model: Path | None = None,
+    hyperparameters: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """FnArgs's fields for a run that writes below `work`; `overrides` are of `custom_config`."""
+    config = {
+        "preset": "tiny",
+        "epochs": 2,
+        "train_minutes": 0.0,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-3,
+        "seed": 7,
+        "checkpoint_dir": str(work / "checkpoints"),
+        "code": "of these tests",
+    }
+    return {
+        "train_files": [str(inputs.folder / "examples" / "Split-train" / "*")],
+        "eval_files": [str(inputs.folder / "examples" / "Split-validation" / "*")],
+        "transform_graph_path": str(inputs.folder / "transform"),
+        "serving_model_dir": str(work / "model" / "Format-Serving"),
+        "model_run_dir": str(work / "model_run"),
+        "base_model": str(base_model) if base_model else None,
+        "hyperparameters": hyperparameters,
+        "custom_config": {**config, **overrides},
+    }
+
+
+def train(inputs: Inputs, work: Path, **overrides: Any) -> dict[str, Any]:
+    """Runs run_fn in this process; returns training.json."""
+    run.run_fn(FnArgs(**arguments(inputs, work, **overrides)))
+    return report(work)
+
+
+def report(work: Path) -> dict[str, Any]:
+    assets = work / "model" / "Format-Serving" / "assets.extra"
+    return json.loads((assets / export.TRAINING_REPORT_FILE).read_text())
