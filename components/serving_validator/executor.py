@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 from tfx import types
 from tfx.dsl.components.base import base_executor
@@ -18,11 +17,11 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, path_utils
 
+from components import examples
 from components.serving_validator import checks, warmup
 from serving import server_process
 from serving.client import Client
 from serving.connection import ServerError
-from serving.encoding import IMAGE_SIZE
 from serving.images import ServingError
 from serving.server.config import read_batching
 
@@ -43,7 +42,6 @@ KNOWN_ANSWERS_FILE = os.path.join("assets.extra", "known_answers.json")
 _MODEL_NAME = "candidate"
 _VERSION = "1"
 _IMAGES = 32
-_SHAPE = (*IMAGE_SIZE, 3)
 _LOAD_SECONDS = 300.0
 _REQUEST_SECONDS = 60.0
 # A server that ends or does not get ready in time may have met a moment without memory.
@@ -72,18 +70,20 @@ class Executor(base_executor.BaseExecutor):
         """See base class.
 
         Raises:
-          ValidationError: There are no examples, no answers of Trainer's to compare with, or no
-            server that could be started.
+          ExamplesError: There are no examples.
+          ValidationError: There are no answers of Trainer's to compare with, or no server that
+            could be started.
         """
         self._log_startup(input_dict, output_dict, exec_properties)
         model = artifact_utils.get_single_instance(input_dict[standard_component_specs.MODEL_KEY])
-        examples = artifact_utils.get_single_instance(
+        test_examples = artifact_utils.get_single_instance(
             input_dict[standard_component_specs.EXAMPLES_KEY]
         )
         blessing = artifact_utils.get_single_instance(
             output_dict[standard_component_specs.BLESSING_KEY]
         )
-        images = read_images(examples, exec_properties[SPLIT_KEY])
+        serialized = examples.read(test_examples, exec_properties[SPLIT_KEY], _IMAGES)
+        images = checks.Images(examples.images(serialized, test_examples.uri), serialized)
         with tempfile.TemporaryDirectory(prefix="serving-validator-") as work:
             # A local copy, which servers can read wherever the artifacts are.
             served = os.path.join(work, _MODEL_NAME, _VERSION)
@@ -96,31 +96,6 @@ class Executor(base_executor.BaseExecutor):
             findings = _validate(Path(work), images, batching_file, sizes)
             findings.report["warmup_requests"] = records
             _write_outputs(blessing, findings, Path(work), served)
-
-
-def read_images(examples: types.Artifact, split: str) -> checks.Images:
-    """Reads the first images of a split.
-
-    Args:
-      examples: ExampleGen's output.
-      split: The split's name.
-
-    Raises:
-      ValidationError: There are none, or they are not images of 32 x 32.
-    """
-    if split not in artifact_utils.decode_split_names(examples.split_names):
-        raise ValidationError(f"the examples in {examples.uri} have no split {split!r}.")
-    folder = artifact_utils.get_split_uri([examples], split)
-    files = sorted(tf.io.gfile.glob(os.path.join(folder, "*")))
-    dataset = tf.data.TFRecordDataset(files, compression_type="GZIP")
-    serialized = list(dataset.take(_IMAGES).as_numpy_iterator()) if files else []
-    if not serialized:
-        raise ValidationError(f"there are no examples in {folder} to query the model with.")
-    raw = [
-        b"".join(tf.train.Example.FromString(item).features.feature["image"].bytes_list.value)
-        for item in serialized
-    ]
-    return checks.Images(_pixels(raw, folder), serialized)
 
 
 def read_known_answers(model_dir: str) -> tuple[checks.Images, np.ndarray]:
@@ -145,16 +120,7 @@ def read_known_answers(model_dir: str) -> tuple[checks.Images, np.ndarray]:
             f"{KNOWN_ANSWERS_FILE} of the model cannot be read, with which Trainer says what it "
             f"should answer: {error!r}. Train again (--no_cache)."
         ) from error
-    return checks.Images(_pixels(raw, path)), probabilities
-
-
-def _pixels(raw: list[bytes], where: str) -> np.ndarray:
-    wanted = int(np.prod(_SHAPE))
-    wrong = [len(image) for image in raw if len(image) != wanted]
-    if wrong or not raw:
-        sizes = f"one has {wrong[0]} bytes" if wrong else "there are none"
-        raise ValidationError(f"{where}: images must have {wanted} bytes, {sizes}.")
-    return np.stack([np.frombuffer(image, np.uint8).reshape(_SHAPE) for image in raw])
+    return checks.Images(examples.pixels(raw, path)), probabilities
 
 
 def _validate(

@@ -21,6 +21,7 @@ from tfx import types
 from tfx.types import standard_artifacts
 
 from components import models
+from components.examples import ExamplesError
 from components.serving_validator import checks
 from components.serving_validator.component import ServingValidator
 from components.serving_validator.executor import Executor, ValidationError
@@ -235,10 +236,10 @@ def test_a_server_does_not_outlive_who_has_started_it(
 
 def test_nothing_to_query_with(examples: types.Artifact, tmp_path: Path):
     model = export(tmp_path / "model")
-    with pytest.raises(ValidationError, match="have no split 'eval'"):
+    with pytest.raises(ExamplesError, match="have no split 'eval'"):
         validate(model, examples, tmp_path / "blessing", split="eval")
     (Path(examples.uri) / "Split-train").mkdir()
-    with pytest.raises(ValidationError, match=r"no examples in .*Split-train"):
+    with pytest.raises(ExamplesError, match=r"no examples in .*Split-train"):
         validate(model, examples, tmp_path / "blessing", split="train")
     (tmp_path / "model" / "Format-Serving" / "assets.extra" / "known_answers.json").unlink()
     with pytest.raises(ValidationError, match=r"known_answers\.json of the model cannot be read"):
