@@ -16,6 +16,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
+from components.converter import formats
 from components.dataset.format import NUM_FINE_CLASSES
 from components.dataset.locate import SYNTHETIC
 from trainer import presets
@@ -98,6 +99,13 @@ class PipelineConfig:
         metavar="X",
     )
     warm_start: bool = knob(False, "model", "train on from the model pushed last, if there is one")
+    export: str | None = knob(
+        None,
+        "model",
+        "push the model in other formats, too: tflite (float16 and int8), onnx; they are in the "
+        f"version's {formats.EXPORTS_FOLDER}",
+        metavar="FORMAT[,...]",
+    )
     min_top_1_accuracy: float | None = knob(
         None,
         "gate",
@@ -198,6 +206,10 @@ class PipelineConfig:
                 "use letters, digits, - and _, with a letter or digit first",
             )
         try:
+            _ = self.export_formats
+        except ValueError as error:
+            self._check("export", False, str(error))
+        try:
             self.resolve_preset()
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -225,6 +237,11 @@ class PipelineConfig:
             floor = max(self.min_top_1_accuracy, preset.min_top_5_accuracy)
             given.setdefault("min_top_5_accuracy", floor)
         return dataclasses.replace(preset, **{**given, **overrides})
+
+    @property
+    def export_formats(self) -> tuple[str, ...]:
+        """What `export` asks for: keys of `components.converter.formats.FORMATS`."""
+        return formats.parse(self.export or "")
 
     @property
     def pipeline_root(self) -> str:

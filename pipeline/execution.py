@@ -86,6 +86,7 @@ def translate(
         training_code=fingerprint.training_code(),
         tuning=graph.Tuning(config.tune, config.tune_fraction) if config.tune else None,
         warm_start=config.warm_start,
+        exports=config.export_formats,
         enable_cache=config.cache,
         metadata_connection_config=metadata_connection_config,
         beam_pipeline_args=beam_arguments(config.beam_workers),

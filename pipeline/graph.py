@@ -23,6 +23,7 @@ from tfx.orchestration import pipeline
 from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
 
 from components.baseline.component import Baseline
+from components.converter.component import Converter
 from components.data_gate.component import DataGate
 from components.dataset.format import IMAGE_BYTES
 from components.evaluator.component import BaselineEvaluator
@@ -109,6 +110,7 @@ def create_pipeline(
     training_code: str,
     tuning: Tuning | None = None,
     warm_start: bool = False,
+    exports: Sequence[str] = (),
     enable_cache: bool = True,
     metadata_connection_config: metadata_store_pb2.ConnectionConfig | None = None,
     beam_pipeline_args: Sequence[str] = (),
@@ -128,6 +130,8 @@ def create_pipeline(
       training_code: Fingerprint of the code behind Trainer, for the cache key.
       tuning: Search for hyperparameters before training with them; None trains with the preset's.
       warm_start: Start from the weights of the model pushed last, where there is one.
+      exports: Formats to push the model in besides SavedModel, keys of
+        `components.converter.formats.FORMATS`; without any there is no Converter.
       enable_cache: Take the outputs of unchanged components from earlier runs.
       metadata_connection_config: ML Metadata's database; None where the orchestrator has its own.
       beam_pipeline_args: Flags for the Beam pipelines inside components.
@@ -210,12 +214,22 @@ def create_pipeline(
     serving_validator = ServingValidator(
         model=model, examples=examples, split=TEST, batching_file=BATCHING_FILE
     )
+    converter = None
+    if exports:
+        converter = Converter(
+            model=model,
+            examples=examples,
+            formats=exports,
+            split=TEST,
+            representative_split=TRAIN,
+        )
     pusher = AtomicPusher(
         model_blessing=evaluator.outputs["blessing"],
         infra_blessing=serving_validator.outputs["blessing"],
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=serving_dir)
         ),
+        exports=converter.outputs["exports"] if converter else None,
     ).with_id("Pusher")
 
     components: list[BaseComponent] = [
@@ -230,6 +244,7 @@ def create_pipeline(
         baseline,
         serving_validator,
         evaluator,
+        *([converter] if converter else []),
         pusher,
     ]
     return pipeline.Pipeline(

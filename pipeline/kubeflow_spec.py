@@ -29,6 +29,7 @@ _RESOURCES = {
     **dict.fromkeys(TRAINING, Resources(4, 16)),
     "Evaluator": Resources(2, 8),
     "ServingValidator": Resources(2, 6),
+    "Converter": Resources(2, 6),
 }
 # These read or write what is no artifact and so in no cache key: the folder of pushed models.
 _UNCACHED = ("BaseModel", "Baseline", "Pusher")

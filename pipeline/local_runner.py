@@ -70,13 +70,15 @@ def arguments_from_environment(variable: str) -> list[str]:
 
 
 def _run(config: pipeline_config.PipelineConfig) -> None:
+    from components.converter.formats import MissingPackagesError, check_installed
     from components.dataset.format import TRAIN_FILE, DataError, count_records
     from components.dataset.locate import locate
 
     try:
+        check_installed(config.export_formats)
         dataset = locate(config.data, Path(config.work_dir))
         _make_folders(config.pipeline_root, config.model_dir(dataset.name, subset=dataset.subset))
-    except (DataError, pipeline_config.ConfigError) as error:
+    except (DataError, MissingPackagesError, pipeline_config.ConfigError) as error:
         _fail(error)
 
     # Only now: importing TFX takes longer than finding out that the data are not there.

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow_model_analysis as tfma
 from ml_metadata.proto import metadata_store_pb2
 
+from components.converter.formats import EXPORTS_FOLDER, REPORT_FILE
 from components.dataset.locate import SYNTHETIC
 from pipeline.console import box
 from pipeline.graph import TOP_1, TOP_5
@@ -43,6 +44,8 @@ def summarize(run: Run) -> str:
     lines += [*_start_lines(run, training), *_search_lines(run, training)]
     lines += ["", *_accuracy_lines(evaluation.uri), *_superclass_lines(model, evaluation.uri)]
     lines += ["", *_push_lines(run, evaluation.uri)]
+    if exports := run.output("Converter", "exports"):
+        lines += export_lines(exports.uri)
     lines += ["", *_next_lines(run, training)]
     lines += ["", f"time: {_times(run)}"]
     name = "synthetic data" if synthetic else "CIFAR-100"
@@ -174,6 +177,33 @@ def _push_lines(run: Run, evaluation_uri: str) -> list[str]:
         *lines,
         f"pushed earlier to {_short(destination)}, which was removed since",
         f"(to push it again: rm -r {_short(copy)} and the same command)",
+    ]
+
+
+def export_lines(uri: str) -> list[str]:
+    """Describes the model's other formats.
+
+    Args:
+      uri: Converter's output.
+
+    Returns:
+      A line for all, and one for each file.
+    """
+    with open(os.path.join(uri, REPORT_FILE)) as file:
+        report = json.load(file)
+    return [
+        f"other formats, in its {EXPORTS_FOLDER} (agreement with it on {report['images']:,} test "
+        "images, time of an image alone):",
+        *(
+            f"  {made['name']:22} "
+            + (
+                f"REFUSED: {made['problem']}"
+                if made["problem"]
+                else f"{made['size'] / 1e6:5.1f} MB   {made['agreement']:.1%}   "
+                f"{made['ms_per_image']:.1f} ms"
+            )
+            for made in report["files"]
+        ),
     ]
 
 

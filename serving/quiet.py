@@ -25,6 +25,13 @@ def quiet_tensorflow() -> Iterator[None]:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     warnings.filterwarnings("ignore")
     _name_temporary_folder()
+    with held_stderr():
+        yield
+
+
+@contextlib.contextmanager
+def held_stderr() -> Iterator[None]:
+    """Keeps back what goes to the standard error, C++ included; shows it if the block raises."""
     _flush_stderr()
     with _open_store() as kept, os.fdopen(os.dup(2), "wb", buffering=0) as terminal:
         os.dup2(kept.fileno(), 2)

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from tfx import types
 from tfx.components.pusher import component as pusher_component
-from tfx.dsl.components.base import executor_spec
+from tfx.dsl.components.base import base_component, executor_spec
 from tfx.proto import pusher_pb2
+from tfx.types import component_spec, standard_artifacts, standard_component_specs
 
 from components.pusher import executor
+
+
+class AtomicPusherSpec(standard_component_specs.PusherSpec):
+    """Pusher's specification and what is pushed beside the model."""
+
+    INPUTS = {
+        **standard_component_specs.PusherSpec.INPUTS,
+        executor.EXPORTS_KEY: component_spec.ChannelParameter(
+            type=standard_artifacts.Model, optional=True
+        ),
+    }
 
 
 class AtomicPusher(pusher_component.Pusher):
@@ -17,6 +29,7 @@ class AtomicPusher(pusher_component.Pusher):
     queried, with its warm-up requests.
     """
 
+    SPEC_CLASS = AtomicPusherSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
 
     def __init__(
@@ -25,6 +38,7 @@ class AtomicPusher(pusher_component.Pusher):
         model_blessing: types.BaseChannel,
         infra_blessing: types.BaseChannel,
         push_destination: pusher_pb2.PushDestination,
+        exports: types.BaseChannel | None = None,
     ):
         """Constructs the component.
 
@@ -32,9 +46,14 @@ class AtomicPusher(pusher_component.Pusher):
           model_blessing: Evaluator's output.
           infra_blessing: ServingValidator's output.
           push_destination: Of the kind `filesystem`.
+          exports: Converter's output, to be pushed with the model in its `assets.extra/exports`.
         """
-        super().__init__(
+        spec = AtomicPusherSpec(
             model_blessing=model_blessing,
             infra_blessing=infra_blessing,
             push_destination=push_destination,
+            exports=exports,
+            pushed_model=types.Channel(type=standard_artifacts.PushedModel),
         )
+        # Past Pusher's constructor, which builds its own specification.
+        base_component.BaseComponent.__init__(self, spec)

@@ -13,10 +13,13 @@ from tfx.components.pusher import executor as pusher_executor
 from tfx.dsl.io import fileio
 from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils, standard_component_specs
-from tfx.utils import proto_utils
+from tfx.utils import io_utils, proto_utils
 
 from components import models
+from components.converter import formats
 from components.serving_validator.warmup import WARMUP_FILE
+
+EXPORTS_KEY = "exports"
 
 # Not a number, so TF Serving does not take it for a version.
 _STAGING_PREFIX = ".incoming-"
@@ -73,6 +76,8 @@ class Executor(pusher_executor.Executor):
             super().Do(input_dict, output_dict, staged_properties)
             staged = pushed.get_string_custom_property(_DESTINATION_PROPERTY)
             if staged:
+                for exports in input_dict.get(EXPORTS_KEY, []):
+                    io_utils.copy_dir(exports.uri, os.path.join(staged, formats.EXPORTS_FOLDER))
                 # Model servers serve the largest number, whatever clocks say.
                 taken = models.versions(base)
                 if taken and _is_copy(os.path.join(base, taken[-1]), staged):
@@ -108,8 +113,11 @@ def staging_folder(serving_dir: str, pushed_uri: str) -> str:
 
 
 def _is_copy(folder: str, other: str) -> bool:
-    """Whether two SavedModels are the same one, with the same warm-up requests."""
-    files = (models.IDENTITY_FILE, WARMUP_FILE)
+    """Whether two SavedModels are the same one, with the same warm-up requests and exports."""
+    exports = os.path.join(formats.EXPORTS_FOLDER, formats.REPORT_FILE)
+    files = [models.IDENTITY_FILE, WARMUP_FILE]
+    if any(fileio.exists(os.path.join(model, exports)) for model in (folder, other)):
+        files.append(exports)
     return all(models.has_same_file(folder, other, file) for file in files)
 
 

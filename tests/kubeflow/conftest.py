@@ -20,7 +20,7 @@ FLAGS = [
     *("--trainer_image", "registry.example.org/vit-gpu:1.0"),
     *("--image_pull_secrets", "regcred,other"),
     *("--root", "minio://mlpipeline/v2/artifacts"),
-    *("--preset", "tiny", "--seed", "7", "--tune", "3"),
+    *("--preset", "tiny", "--seed", "7", "--tune", "3", "--export", "tflite,onnx"),
     *("--gpus", "2", "--shared_memory", "8Gi"),
     *("--resources", "Trainer=8:32.5,Pusher=0.5:2"),
     *("--node_selector", "zone=a,Trainer:accelerator=l4"),

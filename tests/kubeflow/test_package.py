@@ -185,6 +185,13 @@ def test_parameters_become_parts_of_properties(tasks: dict[str, Any]):
     assert bounds == {"top_1_accuracy": (0.5, -0.25), "top_5_accuracy": (0.75, -0.25)}
 
 
+def test_exports_go_from_the_converter_to_the_pusher(tasks: dict[str, Any]):
+    formats = tasks["Converter"]["inputs"]["parameters"]["formats"]
+    assert formats == {"runtimeValue": {"constant": "tflite,onnx"}}
+    exports = tasks["Pusher"]["inputs"]["artifacts"]["exports"]["taskOutputArtifact"]
+    assert exports == {"producerTask": "Converter", "outputArtifactKey": "exports"}
+
+
 def test_what_depends_on_the_pushed_models_is_not_cached(tasks: dict[str, Any]):
     cached = {name for name, task in tasks.items() if task["cachingOptions"]["enableCache"]}
     assert set(tasks) - cached == {"Baseline", "Evaluator", "Pusher"}

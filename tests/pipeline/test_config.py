@@ -17,7 +17,7 @@ def test_every_knob_has_a_flag_that_sets_it():
         "learning_rate": 0.5, "weight_decay": 0.0, "seed": 7, "min_top_1_accuracy": 0.2,
         "min_top_5_accuracy": 0.4, "max_accuracy_drop": 0.1, "work_dir": "w", "serving_dir": "s",
         "tune": 4, "tune_fraction": 0.5, "pipeline_name": "p", "model_name": "m", "beam_workers": 2,
-        "verbosity": "info",
+        "verbosity": "info", "export": "onnx",
     }  # fmt: skip
     flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
     expected = {**values, "cache": False, "warm_start": True, "epochs": None}
@@ -51,6 +51,7 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
         (["--min_top_1_accuracy", "33"], "--min_top_1_accuracy is 33.0: it is a fraction, 0 to 1."),
         (["--max_accuracy_drop", "-0.1"], "--max_accuracy_drop is -0.1: it is a fraction"),
         (["--min_top_1_accuracy", ".5", "--min_top_5_accuracy", ".4"], "below min_top_1_accuracy"),
+        (["--export", "onnx,tf"], "--export is 'onnx,tf': 'tf' is no format: there are tflite,"),
         (["--preset", "notbook"], "Did you mean 'notebook'?"),
         (["--seed", "-1"], "--seed is -1"),
         (["--data", ""], "--data is '': name a folder or an archive."),

@@ -102,6 +102,20 @@ def test_edges(compiled: dict[str, pipeline_pb2.PipelineNode], component: str, u
     assert sorted(compiled[component].upstream_nodes) == upstream
 
 
+def test_exports_are_converted_from_trainers_model_and_given_to_pusher():
+    pipeline = build(exports=("tflite", "onnx"))
+    converter = {component.id: component for component in pipeline.components}["Converter"]
+    assert converter.exec_properties["formats"] == "tflite,onnx"
+    assert converter.exec_properties["split"] == "test"
+    assert converter.exec_properties["representative_split"] == "train"
+    compiled = nodes(pipeline)
+    assert list(compiled)[-1] == "Pusher"
+    assert set(compiled) == {*COMPONENTS, "Converter"}
+    assert sorted(compiled["Converter"].upstream_nodes) == ["ExampleGen", "Trainer"]
+    upstream = ["Converter", "Evaluator", "ServingValidator"]
+    assert sorted(compiled["Pusher"].upstream_nodes) == upstream
+
+
 def test_no_resolver_which_kubeflow_pipelines_could_not_run(
     compiled: dict[str, pipeline_pb2.PipelineNode],
 ):

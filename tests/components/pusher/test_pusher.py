@@ -34,7 +34,12 @@ def make_model(folder: Path, weights: bytes = WEIGHTS, blessed: bool = True) -> 
 
 
 def push(
-    serving_dir: Path, model: types.Artifact, *, blessed: bool, output: Path
+    serving_dir: Path,
+    model: types.Artifact,
+    *,
+    blessed: bool,
+    output: Path,
+    exports: types.Artifact | None = None,
 ) -> types.Artifact:
     """Runs the executor with the component's own properties."""
     component = AtomicPusher(
@@ -43,6 +48,7 @@ def push(
         push_destination=tfx.proto.PushDestination(
             filesystem=tfx.proto.PushDestination.Filesystem(base_directory=str(serving_dir))
         ),
+        exports=tfx.dsl.Channel(type=standard_artifacts.Model) if exports else None,
     )
     blessing = standard_artifacts.ModelBlessing()
     blessing.uri = str(output.with_name("blessing"))
@@ -50,7 +56,11 @@ def push(
     pushed = standard_artifacts.PushedModel()
     pushed.uri = str(output)
     Executor().Do(
-        {"infra_blessing": [model], "model_blessing": [blessing]},
+        {
+            "infra_blessing": [model],
+            "model_blessing": [blessing],
+            **({"exports": [exports]} if exports else {}),
+        },
         {"pushed_model": [pushed]},
         component.exec_properties,
     )
@@ -166,6 +176,43 @@ def test_model_that_is_served_already_is_not_pushed_again(tmp_path: Path):
         versions_in_turn.append(pushed_version(candidate, f"pushed{number}"))
     assert versions(str(serving)) == versions_in_turn
     assert len(set(versions_in_turn)) == 4
+
+
+def make_exports(folder: Path, report: bytes) -> types.Artifact:
+    """Converter's output."""
+    exports = standard_artifacts.Model()
+    exports.uri = str(folder)
+    folder.mkdir()
+    (folder / "report.json").write_bytes(report)
+    (folder / "model.onnx").write_bytes(b"onnx")
+    return exports
+
+
+def test_exports_are_pushed_in_the_version_and_only_if_it_is_blessed(tmp_path: Path):
+    model = make_model(tmp_path / "model")
+    exports = make_exports(tmp_path / "exports", b"{}")
+    serving = tmp_path / "serving"
+    push(serving, model, blessed=False, output=tmp_path / "pushed1", exports=exports)
+    assert not serving.exists()
+    push(serving, model, blessed=True, output=tmp_path / "pushed2", exports=exports)
+    (version,) = os.listdir(serving)
+    assert tree(serving / version) == {
+        **tree(tmp_path / "model" / STAMPED),
+        "assets.extra/exports/model.onnx": b"onnx",
+        "assets.extra/exports/report.json": b"{}",
+    }
+
+
+def test_the_same_model_with_other_exports_is_another_version(tmp_path: Path):
+    model = identify(make_model(tmp_path / "model"), b"first", b"requests")
+    exports = make_exports(tmp_path / "exports", b"{}")
+    others = make_exports(tmp_path / "others", b"[]")
+    serving = tmp_path / "serving"
+    for number, (made, expected) in enumerate(
+        [(None, 1), (exports, 2), (exports, 2), (others, 3), (None, 4)]
+    ):
+        push(serving, model, blessed=True, output=tmp_path / f"pushed{number}", exports=made)
+        assert len(os.listdir(serving)) == expected
 
 
 def test_left_over_of_a_killed_push_is_cleared(tmp_path: Path):
