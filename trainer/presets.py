@@ -140,7 +140,7 @@ _COMPACT = Preset(
 # Hassani et al., https://arxiv.org/abs/2104.05704, with the recipe of the latter's published
 # configuration for CIFAR-100 (RandAugment, MixUp .8, CutMix 1, label smoothing, AdamW).
 #   parameters   3,002,897 trainable
-#   compute      217 M multiply-accumulates per image forward (tokenizer 35 M, blocks 9 x 20 M)
+#   compute      219 M multiply-accumulates per image forward (tokenizer 35 M, blocks 9 x 20.4 M)
 #   command      .venv/bin/python -m benchmarks.gpu_train --preset vit_cifar --data ... --out ...
 #                (or make run ARGS="--preset vit_cifar", on a machine with a GPU)
 #   expected     not measured: no GPU was at hand. The target is .76 top-1 within 200 epochs, for
