@@ -87,10 +87,10 @@ def test_unknown_name_lists_the_presets_and_the_closest() -> None:
     with pytest.raises(ValueError) as error:
         get_preset("notbook")
     assert str(error.value) == (
-        "Unknown preset 'notbook': choose one of compact, notebook, tiny, vit_cifar. "
+        "Unknown preset 'notbook': choose one of compact, compact_long, notebook, tiny, vit_cifar. "
         "Did you mean 'notebook'?"
     )
-    with pytest.raises(ValueError, match=r"choose one of compact, notebook, tiny, vit_cifar\.$"):
+    with pytest.raises(ValueError, match=r"choose one of compact, compact_long, notebook, tiny, vit_cifar\.$"):
         get_preset("resnet50")
 
 
