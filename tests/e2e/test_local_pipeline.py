@@ -270,18 +270,21 @@ def test_an_interrupted_training_continues(project: Project):
     assert not leftover.exists()
 
 
-def test_changed_data_run_again_and_a_limit_is_balanced(project: Project):
+def test_changed_data_run_again_with_tuning_and_exports(project: Project):
     before = project.versions()
     records = project.data / "train.bin"
     content = bytearray(records.read_bytes())
     content[100] ^= 1  # one pixel
     records.write_bytes(content)
-    result = project.run("--limit 300 --max_accuracy_drop 1 --tune 2")
+    result = project.run("--limit 300 --max_accuracy_drop 1 --tune 2 --export onnx")
     assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     states = _states(result.stdout)
     assert states["ExampleGen"] != "cached"
     # Hyperparameters are searched for on what is then trained on.
-    assert list(states) == [*COMPONENTS[:6], "Tuner", *COMPONENTS[6:]]
+    added = ["Tuner", "Converter"]
+    assert [name for name in states if name not in added] == [*COMPONENTS]
+    assert states.keys() - {*COMPONENTS} == {*added} and list(states)[6] == "Tuner"
     assert "tuning: before that, 2 trials of 1 epoch\n" in result.stdout
     assert "  trial 1/2: learning_rate 0.001  weight_decay 0.001" in result.stdout
     assert re.search(r"trial 2/2 took \d+ s: validation top-1 0\.\d{4}", result.stdout)
@@ -291,6 +294,11 @@ def test_changed_data_run_again_and_a_limit_is_balanced(project: Project):
     found = ["learning_rate", "weight_decay", "transformer_layers", "augmentation"]
     assert list(training["tuned"]) == found
     assert training["preset"]["learning_rate"] == training["tuned"]["learning_rate"]
+    exports = version / "assets.extra" / "exports"
+    made = sorted(path.name for path in exports.iterdir())
+    assert made == ["labels.txt", "model.onnx", "report.json"]
+    assert "(agreement with it on 300 test images" in result.stdout
+    assert re.search(r"  model\.onnx +0\.\d MB +100\.0% +\d+\.\d ms", result.stdout)
     assert "preset tiny on a subset of synthetic data" in result.stdout
     assert "(300 images)" in result.stdout
     # Beside the model of all the data, not in its place.

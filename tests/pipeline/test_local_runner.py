@@ -61,7 +61,11 @@ def test_cores_are_those_that_the_process_may_use():
     ("flags", "code", "message"),
     [
         (["--data", "no/such/archive.tar.gz"], 1, "no/such/archive.tar.gz"),
-        (["--preset", "huge"], 2, "Unknown preset 'huge': choose one of compact, compact_long, notebook, tiny"),
+        (
+            ["--preset", "huge"],
+            2,
+            "Unknown preset 'huge': choose one of compact, compact_long, notebook, tiny",
+        ),
         (["--batch_size", "0"], 2, "--batch_size is 0: it must be 1 or more."),
     ],
 )

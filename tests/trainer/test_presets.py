@@ -90,7 +90,9 @@ def test_unknown_name_lists_the_presets_and_the_closest() -> None:
         "Unknown preset 'notbook': choose one of compact, compact_long, notebook, tiny, vit_cifar. "
         "Did you mean 'notebook'?"
     )
-    with pytest.raises(ValueError, match=r"choose one of compact, compact_long, notebook, tiny, vit_cifar\.$"):
+    with pytest.raises(
+        ValueError, match=r"choose one of compact, compact_long, notebook, tiny, vit_cifar\.$"
+    ):
         get_preset("resnet50")
 
 
