@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -85,13 +86,14 @@ class BaseModel:
             )
         names, here = self.card["fine_label_names"], card["fine_label_names"]
         if names != here:
-            first = next(
-                (pair for pair in zip(names, here) if pair[0] != pair[1]), (len(names), len(here))
+            pairs = itertools.zip_longest(names, here)
+            index, (theirs, ours) = next(
+                (index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]
             )
             raise WarmStartError(
                 f"training cannot start from the model pushed last, which knows other classes than "
-                f"the data: {len(names)} there and {len(here)} here, of which the first to differ "
-                f"are {first[0]!r} and {first[1]!r}. Train from scratch (without --warm_start)."
+                f"the data: {len(names)} there and {len(here)} here, and class {index} is "
+                f"{theirs!r} there and {ours!r} here. Train from scratch (without --warm_start)."
             )
         return preset
 

@@ -78,9 +78,9 @@ def test_another_architecture_is_refused_by_both_names_and_values():
 
 def test_other_classes_are_refused():
     card = {"fine_label_names": ["apple", "bear", "cat"]}
-    with pytest.raises(WarmStartError, match="first to differ are 'camel' and 'cat'"):
+    with pytest.raises(WarmStartError, match="class 2 is 'camel' there and 'cat' here"):
         base_model(TINY).adapt(TINY, card)
-    with pytest.raises(WarmStartError, match="3 there and 2 here"):
+    with pytest.raises(WarmStartError, match="2 here, and class 2 is 'camel' there and None"):
         base_model(TINY).adapt(TINY, {"fine_label_names": ["apple", "bear"]})
 
 
