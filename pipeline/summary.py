@@ -99,7 +99,9 @@ def _search_lines(run: Run, training: dict[str, Any]) -> list[str]:
     if best["score"] == first["score"]:
         return [f"{line} with the preset's own hyperparameters, and no other had more"]
     found = [
-        f"{name} {value:.3g} (not {first[name]:.3g})" for name, value in training["tuned"].items()
+        f"{name} {value:.3g} (not {first[name]:.3g})"
+        for name, value in training["tuned"].items()
+        if name in first  # the depth of the model it was started from was found by another search
     ]
     return [f"{line}, where the preset's own hyperparameters gave {first['score']:.3f}", *found]
 
