@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pipeline.config import PipelineConfig, knob, parse
+from pipeline.command_line import parse
+from pipeline.config import PipelineConfig, knob
 
 # A folder on this machine has no meaning in a cluster, and a log there is read after the fact.
 _WITHOUT = ("work_dir", "verbosity")
@@ -304,7 +305,7 @@ class KubeflowConfig(PipelineConfig):
 
 
 def parse_args(arguments: Sequence[str]) -> KubeflowConfig:
-    """Reads the command line of kubeflow/runner.py; see `pipeline.config.parse`."""
+    """Reads the command line of kubeflow/runner.py; see `pipeline.command_line.parse`."""
     return parse(
         KubeflowConfig,
         arguments,

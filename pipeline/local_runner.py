@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from components.dataset.format import OFFICIAL_TRAIN_RECORDS
+from pipeline import command_line, console
 from pipeline import config as pipeline_config
-from pipeline import console
 from pipeline.interruption import interruptible
 from trainer import hyperparameters, presets
 from trainer.preset import Preset
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if arguments is None:
         arguments = sys.argv[1:] or arguments_from_environment(ARGUMENTS_VARIABLE)
-    config = pipeline_config.parse_args(arguments).absolute()
+    config = command_line.parse_args(arguments).absolute()
     try:
         with interruptible():
             _run(config)

@@ -4,7 +4,8 @@ import os
 import pytest
 
 from pipeline import config as pipeline_config
-from pipeline.config import ConfigError, PipelineConfig, parse_args
+from pipeline.command_line import parse_args
+from pipeline.config import ConfigError, PipelineConfig
 
 
 def test_without_flags_is_the_default_configuration():
