@@ -193,8 +193,8 @@ def test_a_time_budget_ends_the_training_and_shapes_its_rates(data: tuple, tmp_p
     )
     took = time.monotonic() - began
     epochs = history.epochs
-    # Four steps of at least 0.05 s in an epoch; its validation takes 0.5 s, which do not count.
-    assert 2 <= len(epochs) <= 10
+    # Of an epoch at least three steps of 0.05 s count, of its validation's 0.5 s nothing.
+    assert 2 <= len(epochs) <= 14
     assert took > 2.0 + 0.5 * len(epochs)
     trained = [epoch["training_seconds"] for epoch in epochs]
     assert trained == sorted(trained) and 2.0 <= trained[-1] < 3.0
