@@ -27,7 +27,7 @@ import tensorflow_transform as tft
 
 from components.dataset import format as binary
 from components.dataset.locate import Dataset, locate
-from trainer import export, known_answers, run, trained
+from trainer import export, known_answers, trained
 from trainer.input import make_dataset
 
 _TOLERANCE = 0.02
@@ -117,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             export.class_names(card),
             str(options.out),
             {
-                run.TRAINING_REPORT_FILE: report,
-                run.DATASET_CARD_FILE: card,
+                export.TRAINING_REPORT_FILE: report,
+                export.DATASET_CARD_FILE: card,
                 known_answers.KNOWN_ANSWERS_FILE: known_answers.compute(network, raw, normalized),
             },
         )

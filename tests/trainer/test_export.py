@@ -271,7 +271,10 @@ def test_examples_of_another_length_are_an_error(ask: Callable, size: int):
 
 def test_extra_assets_are_whole(exported: Path):
     folder = exported / "assets.extra"
-    assert {path.name: json.loads(path.read_text()) for path in folder.iterdir()} == EXTRA
+    texts = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert texts == EXTRA
+    # And the weights to train on from; tests/trainer/test_warm_start.py reads them.
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*EXTRA, export.WEIGHTS_FILE])
     assert os.listdir(exported.parent) == ["model"]
 
 
@@ -391,4 +394,6 @@ def test_what_an_interrupted_export_left_does_not_survive(
     (tmp_path / "model.partial" / "assets.extra" / "stale.json").write_text("{}")
     export.export_model(model, transform_output, NAMES, str(tmp_path / "model"), EXTRA)
     assert os.listdir(tmp_path) == ["model"]
-    assert sorted(os.listdir(tmp_path / "model" / "assets.extra")) == sorted(EXTRA)
+    assert sorted(os.listdir(tmp_path / "model" / "assets.extra")) == sorted(
+        [*EXTRA, export.WEIGHTS_FILE]
+    )
