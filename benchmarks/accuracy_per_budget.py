@@ -33,13 +33,12 @@ from benchmarks.train_step import (
     alternate,
     build_calls,
     matmul_gflops,
-    raw_bytes,
     transform_graph,
 )
 from components.dataset.format import TEST_FILE, TRAIN_FILE, read_records
 from components.dataset.locate import locate
-from trainer import callbacks, model, precision, presets, schedule
-from trainer.input import make_dataset, mix_batches
+from trainer import callbacks, model, precision, presets, schedule, trained
+from trainer.input import make_dataset, mix_batches, raw_bytes
 from trainer.mixing import Mixing
 from trainer.preset import Preset
 
@@ -58,11 +57,7 @@ def build(preset: Preset, steps_per_epoch: int) -> keras.Model:
     policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
     with precision.dtype_policy(policy):
         network = model.build_model(preset, seed=0)
-        network.compile(
-            optimizer=schedule.build_optimizer(preset, steps_per_epoch=steps_per_epoch),
-            loss=schedule.build_loss(preset),
-            metrics=schedule.build_metrics(preset),
-        )
+        schedule.compile_network(network, preset, steps_per_epoch=steps_per_epoch)
     return network
 
 
@@ -239,9 +234,7 @@ def main() -> None:
     measurement = folder / "measurement.json"
     if not measurement.is_file():
         measured = measure(preset, datasets["train"], (images, labels))
-        partial = measurement.with_suffix(".partial")
-        partial.write_text(json.dumps(measured))
-        partial.rename(measurement)
+        trained.write_json(measured, measurement)
     measured = json.loads(measurement.read_text())
     steps = int(options.fraction * measured["t_nb"] / measured["preset_step"])
     preset, steps_per_epoch = budgeted(preset, max(1, steps))

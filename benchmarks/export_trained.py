@@ -28,7 +28,7 @@ import tensorflow_transform as tft
 from components.dataset import format as binary
 from components.dataset.locate import Dataset, locate
 from trainer import export, known_answers, trained
-from trainer.input import make_dataset
+from trainer.input import make_dataset, raw_bytes
 
 _TOLERANCE = 0.02
 _BATCH = 500
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dataset = locate(options.data, Path(folder))
             card = dataset_card(dataset)
             images, labels, _ = binary.read_records(dataset.folder / binary.TEST_FILE)
-        raw = np.array([image.tobytes() for image in images[:_BATCH]], dtype=object)
+        raw = raw_bytes(images[:_BATCH])
         normalized = make_dataset(raw, labels[:_BATCH], transform_output, batch_size=_BATCH)
         export.export_model(
             network,

@@ -17,7 +17,6 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -77,11 +76,7 @@ def main() -> None:
     policy = precision.policy_name(preset, on_gpu=False)
     with precision.dtype_policy(policy):
         network = model.build_model(preset, seed=0, plain=options.plain)
-        network.compile(
-            optimizer=schedule.build_optimizer(preset, steps_per_epoch=100),
-            loss=schedule.build_loss(preset),
-            metrics=[keras.metrics.SparseCategoricalAccuracy()],
-        )
+        schedule.compile_network(network, preset, steps_per_epoch=100)
     images = tf.random.normal([preset.batch_size, 32, 32, 3])
     labels = tf.constant(np.arange(preset.batch_size) % 100)
     for _ in range(2):

@@ -33,7 +33,7 @@ import tensorflow_transform.beam as tft_beam
 from components.dataset.format import TRAIN_FILE, read_records
 from components.dataset.locate import locate
 from trainer import inference, model, preprocessing, presets, schedule
-from trainer.input import FEATURES, make_dataset
+from trainer.input import FEATURES, make_dataset, raw_bytes
 
 _BATCH = 256
 
@@ -104,14 +104,7 @@ def build_calls(images: np.ndarray, labels: np.ndarray) -> dict[str, Call]:
     for who, plain in (("notebook", True), ("ours", False)):
         # A test holds the plain model to a literal restatement of the notebook's code.
         network = model.build_model(preset, seed=0, plain=plain)
-        network.compile(
-            optimizer=schedule.build_optimizer(preset, steps_per_epoch=176),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=[
-                keras.metrics.SparseCategoricalAccuracy(name="top_1_accuracy"),
-                keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top_5_accuracy"),
-            ],
-        )
+        schedule.compile_network(network, preset, steps_per_epoch=176)
         served = network if plain else inference.for_inference(network)
 
         def train(network: keras.Model = network) -> None:
@@ -152,11 +145,6 @@ def transform_graph(images: np.ndarray, labels: np.ndarray, folder: Path) -> tft
         )
         _ = graph | tft_beam.WriteTransformFn(str(folder / "transform"))
     return tft.TFTransformOutput(str(folder / "transform"))
-
-
-def raw_bytes(images: np.ndarray) -> np.ndarray:
-    """Images as `trainer.input` has them, object [N]."""
-    return np.array([image.tobytes() for image in images], dtype=object)
 
 
 def input_rate(images: np.ndarray, labels: np.ndarray, folder: Path) -> float:

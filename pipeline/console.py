@@ -20,6 +20,12 @@ _TALKATIVE = ("Trainer", "Tuner")
 _NOISY_LOGGERS = ("apache_beam", "tensorflow", "google", "root")
 
 
+def count(number: float, unit: str) -> str:
+    """Says how many there are of something: "1 epoch", "2.5 minutes"."""
+    text = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{text} {unit}{'' if number == 1 else 's'}"
+
+
 @contextlib.contextmanager
 def importing(verbosity: str) -> Iterator[None]:
     """Keeps back what TensorFlow, Beam and TFX say while they are imported, if so wished.

@@ -14,7 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from components.dataset.format import OFFICIAL_TRAIN_RECORDS
+from components.dataset.format import (
+    OFFICIAL_TRAIN_RECORDS,
+    TRAIN_FILE,
+    DataError,
+    count_records,
+)
 from pipeline import command_line, console
 from pipeline import config as pipeline_config
 from pipeline.interruption import interruptible
@@ -71,7 +76,6 @@ def arguments_from_environment(variable: str) -> list[str]:
 
 def _run(config: pipeline_config.PipelineConfig) -> None:
     from components.converter.formats import MissingPackagesError, check_installed
-    from components.dataset.format import TRAIN_FILE, DataError, count_records
     from components.dataset.locate import locate
 
     try:
@@ -97,7 +101,7 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
     if config.tune:
         trial = hyperparameters.shorten(preset, config.tune_fraction)
         minutes = trial.train_minutes
-        length = f"{minutes:.3g} minutes" if minutes else _epochs(trial.epochs)
+        length = f"{minutes:.3g} minutes" if minutes else console.count(trial.epochs, "epoch")
         print(f"tuning: before that, {config.tune} trials of {length}", flush=True)
     pipeline = execution.build_pipeline(config, dataset, preset)
     try:
@@ -130,32 +134,28 @@ def choose_training(
     if config.preset is None and not gpus:
         config = dataclasses.replace(config, preset=presets.ON_CPU)
     preset = config.resolve_preset()
-    device = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"no GPU, {cpus} CPU cores"
+    device = console.count(gpus, "GPU") if gpus else f"no GPU, {cpus} CPU cores"
     if preset.train_minutes:
-        return preset, f"{presets.minutes(preset.train_minutes)} of training ({device})"
+        return preset, f"{console.count(preset.train_minutes, 'minute')} of training ({device})"
     if config.epochs or gpus:
-        return preset, f"{_epochs(preset.epochs)} ({device})"
+        return preset, f"{console.count(preset.epochs, 'epoch')} ({device})"
     if preset.name == presets.ON_CPU:
         # Fewer images are learned sooner.
         share = min(images, config.limit or images) / OFFICIAL_TRAIN_RECORDS
         minutes = max(1.0, round(presets.MINUTES_ON_CPU * min(1.0, share), 1))
         return (
             config.resolve_preset(train_minutes=minutes),
-            f"{presets.minutes(minutes)} of training ({device}; more or less: --train_minutes X, "
-            "or --epochs N)",
+            f"{console.count(minutes, 'minute')} of training ({device}; more or less: "
+            "--train_minutes X, or --epochs N)",
         )
     # An epoch of the notebook preset takes four to six minutes on two cores, and more cores help
     # less and less: this keeps a run to about a quarter of an hour in all.
     epochs = min(preset.epochs, max(2, cpus // 4))
-    why = f"{_epochs(epochs)} ({device})"
+    why = f"{console.count(epochs, 'epoch')} ({device})"
     if epochs < preset.epochs:
         why += f": A SHORT RUN, the preset's own length is {preset.epochs} "
         why += f"(--epochs {preset.epochs})"
     return config.resolve_preset(epochs=epochs), why
-
-
-def _epochs(number: int) -> str:
-    return f"{number} epoch{'s' if number > 1 else ''}"
 
 
 def available_cpus() -> int:

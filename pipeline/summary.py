@@ -11,7 +11,7 @@ from ml_metadata.proto import metadata_store_pb2
 
 from components.converter.formats import EXPORTS_FOLDER, REPORT_FILE
 from components.dataset.locate import SYNTHETIC
-from pipeline.console import box
+from pipeline.console import box, count
 from pipeline.graph import TOP_1, TOP_5
 from pipeline.run_history import Run
 from trainer import presets
@@ -58,10 +58,10 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
     preset, history = training["preset"], training["history"]
     head = (
         f"{training['trainable_parameters']:,} parameters, {training['train_examples']:,} images, "
-        f"{len(history)} epoch{'s' if len(history) > 1 else ''}"
+        f"{count(len(history), 'epoch')}"
     )
     if preset["train_minutes"]:
-        head += f" in {presets.minutes(preset['train_minutes'])} of training"
+        head += f" in {count(preset['train_minutes'], 'minute')} of training"
     rows = [
         f"epoch {epoch['epoch']:3}   loss {epoch['loss']:.3f}   validation top-1 "
         f"{epoch[f'val_{TOP_1}']:.3f}  top-5 {epoch[f'val_{TOP_5}']:.3f}   {epoch['seconds']:.0f} s"
@@ -79,7 +79,7 @@ def _start_lines(run: Run, training: dict[str, Any]) -> list[str]:
     base = training["base_model"]
     if base is None:
         return ["trained from scratch: no model was pushed yet to start from"]
-    epochs = f"{base['epochs']} epoch{'s' if base['epochs'] > 1 else ''}"
+    epochs = count(base["epochs"], "epoch")
     return [
         f"started from version {artifact.custom_properties['version'].string_value}, after "
         f"{epochs}: validation top-1 {base[f'val_{TOP_1}']:.3f}"

@@ -10,7 +10,6 @@ Shapes in comments: B images, N tokens, D = projection_dim, H heads, K = key_dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -203,31 +202,18 @@ class FusedTransformerBlock(TransformerBlock):
     takes the key's bias out of the computation: its gradient is zero, where the plain layer's is
     zero up to rounding. Keys and values of all heads are then y itself, so the heads' queries can
     lie side by side in one matrix and nothing needs transposing.
+
+    Args:
+        *args: `TransformerBlock` arguments.
+        **kwargs: `TransformerBlock` arguments.
     """
 
     mlp_class = FastMLP
 
-    def __init__(
-        self,
-        num_heads: int,
-        key_dim: int,
-        mlp_units: Sequence[int],
-        dropout_rate: float,
-        layer_norm_epsilon: float,
-        linear_mlp_output: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            num_heads,
-            key_dim,
-            mlp_units,
-            dropout_rate,
-            layer_norm_epsilon,
-            linear_mlp_output,
-            **kwargs,
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.attention_dropout = FastDropout(
-            dropout_rate, dtype=self.dtype_policy, name="attention_dropout"
+            self.dropout_rate, dtype=self.dtype_policy, name="attention_dropout"
         )
 
     def merged_projections(self) -> tuple[Any, Any, Any, Any]:

@@ -48,6 +48,11 @@ def read_examples(file_patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
     )
 
 
+def raw_bytes(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [N, 32, 32, 3] as `read_examples` gives them, object [N]."""
+    return np.array([image.tobytes() for image in images], dtype=object)
+
+
 def make_dataset(
     images: np.ndarray,
     labels: np.ndarray,

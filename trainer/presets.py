@@ -235,8 +235,3 @@ def get_preset(name: str) -> Preset:
     close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"Unknown preset {name!r}: choose one of {', '.join(sorted(PRESETS))}.{hint}")
-
-
-def minutes(number: float) -> str:
-    """Says a training time for people: "1 minute", "2.5 minutes"."""
-    return f"{number:g} minute{'' if number == 1 else 's'}"

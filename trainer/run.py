@@ -209,11 +209,7 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
         network = model.build_model(preset, num_classes=inputs.classes, seed=inputs.seed)
         if inputs.base:
             warm_start.load_weights(network, inputs.base)
-        network.compile(
-            optimizer=schedule.build_optimizer(preset, steps_per_epoch=len(inputs.train)),
-            loss=schedule.build_loss(preset),
-            metrics=schedule.build_metrics(preset),
-        )
+        schedule.compile_network(network, preset, steps_per_epoch=len(inputs.train))
     return network
 
 

@@ -88,6 +88,24 @@ def learning_rate_at(preset: Preset, progress: float) -> float:
     return preset.learning_rate * (1 + math.cos(math.pi * decayed)) / 2
 
 
+def compile_network(network: keras.Model, preset: Preset, *, steps_per_epoch: int) -> None:
+    """Makes a network ready for `fit`; under the dtype policy that it was built under.
+
+    Args:
+        network: Of `trainer.model.build_model`.
+        preset: Gives optimizer, loss and metrics.
+        steps_per_epoch: See `build_optimizer`.
+
+    Raises:
+        ValueError: See `build_optimizer`.
+    """
+    network.compile(
+        optimizer=build_optimizer(preset, steps_per_epoch=steps_per_epoch),
+        loss=build_loss(preset),
+        metrics=build_metrics(preset),
+    )
+
+
 @keras.saving.register_keras_serializable(package="vit")
 class SmoothedCrossentropy(keras.losses.Loss):
     """Cross-entropy of logits [B, classes] with labels, a share of which all classes get.

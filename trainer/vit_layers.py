@@ -10,7 +10,6 @@ Networks with Stochastic Depth", https://arxiv.org/abs/1603.09382.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -178,39 +177,21 @@ class SmallDataBlock(TransformerBlock):
     """`TransformerBlock` with stochastic depth and, if asked for, locality self-attention.
 
     Args:
-        num_heads: See `TransformerBlock`, as for the next five.
-        key_dim: See there.
-        mlp_units: See there.
-        dropout_rate: See there.
-        layer_norm_epsilon: See there.
-        linear_mlp_output: See there.
+        *args: `TransformerBlock` arguments.
         locality_attention: Whether to use `LocalitySelfAttention`.
         stochastic_depth: Probability with which each of the two branches is dropped for an image.
-        **kwargs: `keras.layers.Layer` arguments.
+        **kwargs: `TransformerBlock` arguments.
     """
 
     def __init__(
         self,
-        num_heads: int,
-        key_dim: int,
-        mlp_units: Sequence[int],
-        dropout_rate: float,
-        layer_norm_epsilon: float,
-        linear_mlp_output: bool = False,
+        *args: Any,
         locality_attention: bool = False,
         stochastic_depth: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        self.locality_attention = locality_attention
-        super().__init__(
-            num_heads,
-            key_dim,
-            mlp_units,
-            dropout_rate,
-            layer_norm_epsilon,
-            linear_mlp_output,
-            **kwargs,
-        )
+        self.locality_attention = locality_attention  # before the attention is made
+        super().__init__(*args, **kwargs)
         self.stochastic_depth = stochastic_depth
         self.attention_depth, self.mlp_depth = (
             StochasticDepth(stochastic_depth, dtype=self.dtype_policy, name=f"{branch}_depth")

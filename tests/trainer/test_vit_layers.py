@@ -154,7 +154,9 @@ def test_block_without_its_additions_is_the_plain_block() -> None:
 
 
 def test_dropped_branches_leave_the_image_as_it_was() -> None:
-    block = SmallDataBlock(2, 8, (32, 16), 0.0, 1e-6, True, True, 0.5)
+    block = SmallDataBlock(
+        2, 8, (32, 16), 0.0, 1e-6, True, locality_attention=True, stochastic_depth=0.5
+    )
     x = _random(400, 5, 16)
     result = _numpy(block(x, training=True))
     unchanged = (result == x).all(axis=(1, 2)).mean()
@@ -167,7 +169,12 @@ def test_dropped_branches_leave_the_image_as_it_was() -> None:
         (ShiftedPatches(4, name="cut"), (2, 8, 8, 3)),
         (StochasticDepth(0.2), (2, 5, 8)),
         (LocalitySelfAttention(2, 4, 0.1), (2, 5, 8)),
-        (SmallDataBlock(2, 4, (16, 8), 0.1, 1e-6, True, True, 0.2), (2, 5, 8)),
+        (
+            SmallDataBlock(
+                2, 4, (16, 8), 0.1, 1e-6, True, locality_attention=True, stochastic_depth=0.2
+            ),
+            (2, 5, 8),
+        ),
     ],
 )
 def test_config_round_trip_gives_the_same_layer(
