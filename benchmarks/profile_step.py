@@ -55,7 +55,7 @@ def operations(folder: Path) -> tuple[collections.Counter, collections.Counter]:
                 while open_events and open_events[-1][0] <= event.offset_ps:
                     open_events.pop()
                 _, is_operation, kind = names[event.metadata_id].partition(":")
-                if not is_operation or kind.startswith((":", "__")):  # a thread's own doings
+                if not is_operation or kind.startswith((":", " ")):  # what runs them
                     continue
                 seconds[kind] += event.duration_ps / 1e12
                 calls[kind] += 1
