@@ -3,63 +3,103 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+# Of the quintic iteration, from the source: steep at 0, and not quite settling at 1.
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
 
 @keras.saving.register_keras_serializable(package="vit")
-class Muon(keras.optimizers.Muon):
+class Muon(keras.optimizers.Optimizer):
     """Momentum whose update of a matrix is made orthogonal; Adam for what is not a matrix.
 
-    Keras's optimizer, and beyond it: kernels of convolutions, as matrices of [height x width x
-    channels, filters]; kernels that several projections share, each made orthogonal by itself; and
-    learning rates that are right for Keras's kernels, which are [inputs, outputs] (the source's
-    are the other way round). Keras's, as of 3.12, does not run with TensorFlow: it looks for a
-    layer's name in a variable that has none there.
+    Matrices are kernels of dense layers, [inputs, outputs]; those of convolutions, as [height x
+    width x channels, filters]; and each of the projections that share a kernel by itself. Weight
+    decay is Keras's, for all variables alike.
+
+    `keras.optimizers.Muon` is not used: in Keras 3.12 it does not run with TensorFlow (it looks for
+    a layer's name in a variable that has none there), in 3.15 it decays Adam's variables by
+    another rate; both leave convolutions to Adam, and scale updates for kernels that lie the other
+    way round.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
     https://kellerjordan.github.io/posts/muon/.
 
     Args:
         learning_rate: Of matrices; Adam's is `adam_lr_ratio` times that.
+        momentum: Of matrices, in Nesterov's form.
+        ns_steps: Of the Newton-Schulz iteration that makes an update orthogonal, about.
         exclude_layers: What is in the paths of variables that are left to Adam, besides those of
             less than two axes: embeddings and the classifier.
         projections: What is in the path of a kernel -> how many projections lie in it side by side.
         orthogonalization_dtype: To compute the orthogonal update in; bfloat16 is enough.
-        **kwargs: `keras.optimizers.Muon` arguments.
+        adam_lr_ratio: See `learning_rate`.
+        adam_beta_1: Adam's β₁.
+        adam_beta_2: Adam's β₂.
+        epsilon: Adam's ε.
+        name: The optimizer's.
+        **kwargs: `keras.optimizers.Optimizer` arguments.
     """
 
     def __init__(
         self,
         learning_rate: Any = 0.02,
-        exclude_layers: Any = (),
+        momentum: float = 0.95,
+        ns_steps: int = 5,
+        exclude_layers: Sequence[str] = (),
         projections: Mapping[str, int] | None = None,
         orthogonalization_dtype: str = "float32",
+        adam_lr_ratio: float = 0.1,
+        adam_beta_1: float = 0.9,
+        adam_beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        name: str = "muon",
         **kwargs: Any,
     ) -> None:
-        super().__init__(learning_rate, exclude_layers=list(exclude_layers), **kwargs)
+        super().__init__(learning_rate, name=name, **kwargs)
+        self.momentum = momentum
+        self.ns_steps = ns_steps
+        self.exclude_layers = list(exclude_layers)
         self.projections = dict(projections or {})
         self.orthogonalization_dtype = orthogonalization_dtype
+        self.adam_lr_ratio = adam_lr_ratio
+        self.adam_beta_1 = adam_beta_1
+        self.adam_beta_2 = adam_beta_2
+        self.epsilon = epsilon
 
-    def _should_use_adamw(self, variable: Any) -> bool:
-        # Keras leaves convolutions, which have four axes, to Adam.
+    def build(self, variables: list[Any]) -> None:
+        """Creates a momentum for each variable, and a velocity for those of Adam."""
+        if self.built:
+            return
+        super().build(variables)
+        self._momentums = {
+            v.path: self.add_variable_from_reference(v, "momentum") for v in variables
+        }
+        self._velocities = {
+            v.path: self.add_variable_from_reference(v, "velocity")
+            for v in variables
+            if self._is_adams(v)
+        }
+
+    def _is_adams(self, variable: Any) -> bool:
         return len(variable.shape) < 2 or any(word in variable.path for word in self.exclude_layers)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable by its gradient, of the same shape."""
         # With TensorFlow, `variable` is not Keras's, which alone has a path.
         reference = self._trainable_variables[self._get_variable_index(variable)]
-        if self._should_use_adamw(reference):
+        if self._is_adams(reference):
             self._adam_step(gradient, variable, reference.path, learning_rate)
             return
-        momentum = self.adam_momentums[reference.path]
+        momentum = self._momentums[reference.path]
         accumulated = momentum * self.momentum + gradient
         self.assign(momentum, accumulated)
         inputs, parts, outputs = self._matrix_shape(reference)
-        update = gradient + self.momentum * accumulated if self.nesterov else accumulated
+        update = gradient + self.momentum * accumulated
         update = ops.reshape(update, (inputs, parts, outputs))
         matrices = [update[:, part] for part in range(parts)]
         update = ops.stack([self._orthogonal(matrix) for matrix in matrices], axis=1)
@@ -71,7 +111,14 @@ class Muon(keras.optimizers.Muon):
         """The orthogonal matrix nearest to a matrix [inputs, outputs], about."""
         # Of norm 1 before it is rounded, so that any dtype can hold it.
         x = ops.cast(matrix / (ops.norm(matrix) + 1e-7), self.orthogonalization_dtype)
-        return ops.cast(self.zeropower_via_newtonschulz5(x, self.ns_steps), matrix.dtype)
+        is_tall = matrix.shape[0] > matrix.shape[1]  # then the other product is the smaller one
+        if is_tall:
+            x = ops.transpose(x)
+        a, b, c = _NEWTON_SCHULZ
+        for _ in range(self.ns_steps):
+            gram = ops.matmul(x, ops.transpose(x))
+            x = a * x + ops.matmul(b * gram + c * ops.matmul(gram, gram), x)
+        return ops.cast(ops.transpose(x) if is_tall else x, matrix.dtype)
 
     def _matrix_shape(self, kernel: Any) -> tuple[int, int, int]:
         """(inputs, projections side by side, outputs of each)."""
@@ -83,7 +130,7 @@ class Muon(keras.optimizers.Muon):
         return inputs, parts, math.prod(shape) // inputs // parts
 
     def _adam_step(self, gradient: Any, variable: Any, path: str, learning_rate: Any) -> None:
-        momentum, velocity = self.adam_momentums[path], self.adam_velocities[path]
+        momentum, velocity = self._momentums[path], self._velocities[path]
         step = ops.cast(self.iterations + 1, "float32")
         self.assign_add(momentum, (gradient - momentum) * (1 - self.adam_beta_1))
         self.assign_add(velocity, (ops.square(gradient) - velocity) * (1 - self.adam_beta_2))
@@ -95,6 +142,13 @@ class Muon(keras.optimizers.Muon):
         """Returns the constructor's arguments."""
         return {
             **super().get_config(),
+            "momentum": self.momentum,
+            "ns_steps": self.ns_steps,
+            "exclude_layers": list(self.exclude_layers),
             "projections": dict(self.projections),
             "orthogonalization_dtype": self.orthogonalization_dtype,
+            "adam_lr_ratio": self.adam_lr_ratio,
+            "adam_beta_1": self.adam_beta_1,
+            "adam_beta_2": self.adam_beta_2,
+            "epsilon": self.epsilon,
         }
