@@ -96,6 +96,8 @@ def _search_lines(run: Run, training: dict[str, Any]) -> list[str]:
     best = max(trials, key=lambda trial: trial["score"])
     first = min(trials, key=lambda trial: int(trial["trial_id"]))
     line = f"tuned in {len(trials)} trials: validation top-1 {best['score']:.3f}"
+    if int(first["trial_id"]):  # the preset's own did not fit into memory
+        return [line, *(f"{name} {value:.3g}" for name, value in training["tuned"].items())]
     if best["score"] == first["score"]:
         return [f"{line} with the preset's own hyperparameters, and no other had more"]
     found = [

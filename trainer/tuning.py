@@ -70,10 +70,14 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
     oracle = _Oracle(
         objective=OBJECTIVE,
         max_trials=config["trials"],
+        # KerasTuner's own are three for each hyperparameter: more than most searches have trials.
+        num_initial_points=max(2, config["trials"] // 3),
         hyperparameters=search_space(preset, fixed_architecture=inputs.base is not None),
+        # However many: `on_search_end` says it when none was finished.
+        max_consecutive_failed_trials=config["trials"] + 1,
         tune_new_entries=False,
         allow_new_entries=False,
-        seed=config["seed"] + 1,  # 0 would draw one
+        seed=config["seed"] or 1,  # 0 would draw one
     )
     key = run.run_key(config, inputs, {})
     tuner = PresetTuner(oracle, trial_preset, inputs, config["checkpoint_dir"], key)

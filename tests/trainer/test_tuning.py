@@ -187,11 +187,28 @@ def test_training_takes_what_was_found(search: Search, inputs: Inputs, tmp_path:
     assert preset["epochs"] == 1 and result["trainable_parameters"] < 63_172
 
 
+@pytest.mark.parametrize("trials", [1, 5, 10])
+def test_after_a_third_of_the_trials_the_results_decide(
+    trials: int, inputs: Inputs, tmp_path: Path
+):
+    fn_args = FnArgs(**arguments(inputs, tmp_path, trials=trials, trial_fraction=1.0))
+    oracle = tuning.tuner_fn(fn_args).tuner.oracle
+    fitted: list[int] = []
+    fit = oracle.gpr.fit
+    oracle.gpr.fit = lambda x, y: fitted.append(len(y)) or fit(x, y)
+    for number in range(trials):
+        trial = oracle.create_trial("tuner0")
+        oracle.update_trial(trial.trial_id, {tuning.OBJECTIVE.name: 0.1 * number / trials})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+    assert fitted == list(range(max(2, trials // 3), trials))
+
+
 def test_an_error_in_a_trial_is_an_error(inputs: Inputs, tmp_path: Path):
     fn_args = FnArgs(**arguments(inputs, tmp_path, trials=5, trial_fraction=1.0))
     tuner = tuning.tuner_fn(fn_args).tuner
     small = tf.data.Dataset.from_tensors((tf.zeros([1, 8, 8, 3]), tf.zeros([1], tf.int64)))
     assert isinstance(tuner, tuning.PresetTuner)
-    tuner._inputs = tuner._inputs._replace(train=small)
+    tuner._inputs = tuner._inputs._replace(train=lambda shuffle_seed: small)
     with pytest.raises(tuning.TuningError, match=r"trial 1 \(learning_rate 0\.002 .*8, 8, 3"):
         tuner.search()
