@@ -7,7 +7,7 @@ with its own augmentation, from its step time here. The step of the preset to tr
 with it, in one process, so that what else happens on the machine happens to both; the training is
 as many of those steps as fit into the asked fraction of T_nb. Other processes then make it take
 longer (the printed time tells), but not learn more. An interrupted training goes on after its last
-epoch.
+epoch; a folder that has another preset's, data's or code's is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -37,8 +36,9 @@ from benchmarks.train_step import (
 )
 from components.dataset.format import TEST_FILE, TRAIN_FILE, read_records
 from components.dataset.locate import locate
+from pipeline import fingerprint
 from trainer import callbacks, model, precision, presets, schedule, trained
-from trainer.input import make_dataset, mix_batches, raw_bytes
+from trainer.input import make_dataset, mix_batches, raw_bytes, seed_after
 from trainer.mixing import Mixing
 from trainer.preset import Preset
 
@@ -102,7 +102,7 @@ def budgeted(preset: Preset, steps: int) -> tuple[Preset, int]:
 def train_and_test(
     preset: Preset,
     steps_per_epoch: int,
-    datasets: dict[str, tf.data.Dataset],
+    datasets: dict[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
     """Trains, or trains on, and evaluates.
@@ -110,7 +110,7 @@ def train_and_test(
     Args:
       preset: With as many epochs as are to be trained.
       steps_per_epoch: Steps of each.
-      datasets: `train`, `validation` and `test`.
+      datasets: `train`, of a seed, `validation` and `test`.
       folder: For the checkpoints.
 
     Returns:
@@ -124,7 +124,7 @@ def train_and_test(
         history.restore(finished)
         print(f"continuing after epoch {finished}", flush=True)
     network.fit(
-        datasets["train"].repeat(),
+        datasets["train"](seed_after(0, finished)).repeat(),
         steps_per_epoch=steps_per_epoch,
         validation_data=datasets["validation"],
         initial_epoch=finished,
@@ -207,35 +207,45 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     dataset = locate(options.data, work)
+    what = {
+        "preset": json.loads(json.dumps(dataclasses.asdict(preset))),
+        "data": dataset.fingerprint,
+        "code": fingerprint.training_code(),
+    }
     images, labels, _ = read_records(dataset.folder / TRAIN_FILE)
     test_images, test_labels, _ = read_records(dataset.folder / TEST_FILE)
     split = slice(None, _TRAIN_IMAGES), slice(_TRAIN_IMAGES, None)
-    graph_folder = Path(tempfile.mkdtemp(dir=work))
+    graph_folder = tempfile.TemporaryDirectory(dir=work)
     # Of so many images mean and variance are known to half a percent.
-    graph = transform_graph(images[:_ANALYZED], labels[:_ANALYZED], graph_folder)
+    graph = transform_graph(images[:_ANALYZED], labels[:_ANALYZED], Path(graph_folder.name))
+    train_images = tf.constant(raw_bytes(images[split[0]]))
+
+    def train(seed: int) -> tf.data.Dataset:
+        batches = make_dataset(
+            train_images, labels[split[0]], graph, batch_size=preset.batch_size, shuffle_seed=seed
+        )
+        if preset.mixes_labels:
+            batches = mix_batches(batches, Mixing(preset, 100), seed=seed)
+        return batches
+
     datasets = {
-        "train": make_dataset(
-            raw_bytes(images[split[0]]),
-            labels[split[0]],
-            graph,
-            batch_size=preset.batch_size,
-            shuffle_seed=0,
-        ),
+        "train": train,
         "validation": make_dataset(
             raw_bytes(images[split[1]]), labels[split[1]], graph, batch_size=500
         ),
         "test": make_dataset(raw_bytes(test_images), test_labels, graph, batch_size=500),
     }
 
-    shutil.rmtree(graph_folder)  # the data sets have loaded it
-    if preset.mixes_labels:
-        datasets["train"] = mix_batches(datasets["train"], Mixing(preset, 100), seed=0)
-
     measurement = folder / "measurement.json"
     if not measurement.is_file():
-        measured = measure(preset, datasets["train"], (images, labels))
-        trained.write_json(measured, measurement)
+        measured = measure(preset, train(0), (images, labels))
+        trained.write_json({**measured, "of": what}, measurement)
     measured = json.loads(measurement.read_text())
+    if measured.get("of") != what:
+        parser.error(
+            f"{folder} has a training of another preset, other data or other code: remove it, or "
+            "give another --work_dir"
+        )
     steps = int(options.fraction * measured["t_nb"] / measured["preset_step"])
     preset, steps_per_epoch = budgeted(preset, max(1, steps))
     print(

@@ -162,10 +162,11 @@ class ReturnMemory(keras.callbacks.Callback):
 
 
 class EpochSeeds(keras.callbacks.Callback):
-    """Makes each epoch's dropout and augmentation depend on the seed and the epoch alone.
+    """Makes the dropout and augmentation inside the model depend on seed and epoch alone.
 
     Keras does not save the state of its random generators with the weights: without this, training
-    that continues from a checkpoint would repeat the draws of its first epochs.
+    that continues from a checkpoint would repeat the draws of its first epochs. (The order of the
+    images and what they are mixed with are the data set's: see `trainer.input.seed_after`.)
     """
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:

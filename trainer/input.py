@@ -48,6 +48,16 @@ def read_examples(file_patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
     )
 
 
+def seed_after(seed: int, epochs: int) -> int:
+    """The seed of what is drawn by data sets from an epoch on, whose draws start with the process.
+
+    Args:
+      seed: Of the training.
+      epochs: That were finished before, in another process; 0 gives the seed itself.
+    """
+    return seed + 1_000_003 * epochs
+
+
 def raw_bytes(images: np.ndarray) -> np.ndarray:
     """Images uint8 [N, 32, 32, 3] as `read_examples` gives them, object [N]."""
     return np.array([image.tobytes() for image in images], dtype=object)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
@@ -27,7 +28,7 @@ from trainer import (
     schedule,
     warm_start,
 )
-from trainer.input import make_dataset, mix_batches, read_examples
+from trainer.input import make_dataset, mix_batches, read_examples, seed_after
 from trainer.mixing import Mixing
 from trainer.preset import OVERRIDES, Preset
 
@@ -41,8 +42,9 @@ class Inputs(NamedTuple):
     Attributes:
       transform_output: Transform's result.
       card: The data set's name and class names.
-      train: Batches of the train split, shuffled.
-      train_examples: Their images.
+      train: Batches of the train split; `shuffle_seed` gives their order.
+      train_examples: Images of the train split.
+      steps_per_epoch: Batches of them.
       validation: Batches of the validation split.
       validation_images: The same images, object [N], 3,072 raw bytes each.
       base: The model to start from; None to start from random weights.
@@ -51,8 +53,9 @@ class Inputs(NamedTuple):
 
     transform_output: tft.TFTransformOutput
     card: dict[str, Any]
-    train: tf.data.Dataset
+    train: Callable[..., tf.data.Dataset]
     train_examples: int
+    steps_per_epoch: int
     validation: tf.data.Dataset
     validation_images: np.ndarray
     base: warm_start.BaseModel | None
@@ -173,14 +176,14 @@ def read_inputs(fn_args: FnArgs, preset: Preset) -> tuple[Preset, Inputs]:
     transform_output = tft.TFTransformOutput(fn_args.transform_graph_path)
     export.check_parity(transform_output)  # now, rather than after hours of training
     images, labels = read_examples(fn_args.train_files)
-    train = make_dataset(
-        images,
+    train = functools.partial(
+        make_dataset,
+        tf.constant(images),
         labels,
         transform_output,
         batch_size=preset.batch_size,
-        shuffle_seed=fn_args.custom_config["seed"],
     )
-    del images  # 150 MB; the dataset holds a copy
+    del images  # 150 MB; the tensor is a copy
     validation_images, validation_labels = read_examples(fn_args.eval_files)
     validation = make_dataset(
         validation_images, validation_labels, transform_output, batch_size=preset.batch_size
@@ -190,6 +193,7 @@ def read_inputs(fn_args: FnArgs, preset: Preset) -> tuple[Preset, Inputs]:
         card,
         train,
         len(labels),
+        math.ceil(len(labels) / preset.batch_size),
         validation,
         validation_images,
         base,
@@ -209,7 +213,7 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
         network = model.build_model(preset, num_classes=inputs.classes, seed=inputs.seed)
         if inputs.base:
             warm_start.load_weights(network, inputs.base)
-        schedule.compile_network(network, preset, steps_per_epoch=len(inputs.train))
+        schedule.compile_network(network, preset, steps_per_epoch=inputs.steps_per_epoch)
     return network
 
 
@@ -259,13 +263,13 @@ def fit(
         budget = callbacks.TimeBudget(preset, spent)
         epochs = sys.maxsize if budget.progress < 1.0 else finished
     verbose, progress = callbacks.progress(budget)
-    train = inputs.train
+    seed = seed_after(inputs.seed, finished)
+    train = inputs.train(shuffle_seed=seed)
     if preset.mixes_labels:
-        train = mix_batches(train, Mixing(preset, inputs.classes), seed=inputs.seed)
+        train = mix_batches(train, Mixing(preset, inputs.classes), seed=seed)
     history: dict[str, list[float]] = network.fit(
         train,
         validation_data=inputs.validation,
-        # The order of the examples starts anew from that of epoch 1.
         initial_epoch=finished,
         epochs=epochs,
         verbose=verbose,

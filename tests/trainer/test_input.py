@@ -12,7 +12,7 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 
 from trainer import export, preprocessing
-from trainer.input import make_dataset, read_examples
+from trainer.input import make_dataset, read_examples, seed_after
 
 COUNT = 103  # not a multiple of the batch size
 BATCH = 20
@@ -138,6 +138,11 @@ def test_every_epoch_has_another_order_of_all_examples(
     assert epochs(seed=2)[0] != orders[0]
     # Over the whole split, not within a window: the first batch comes from everywhere.
     assert max(orders[0][:BATCH]) - min(orders[0][:BATCH]) > COUNT // 2
+
+
+def test_a_continued_training_draws_anew():
+    assert seed_after(7, 0) == 7
+    assert len({seed_after(seed, epochs) for seed in range(10) for epochs in range(100)}) == 1000
 
 
 def test_labels_stay_with_their_images(
