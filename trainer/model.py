@@ -87,7 +87,12 @@ def _build(
         x = MLP(preset.mlp_head_units, preset.head_dropout_rate, name="head")(x)
     # float32 so that the softmax of the loss and the served probabilities do not lose digits.
     logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
-    return keras.Model(image, logits, name=preset.name)
+    network = keras.Model(image, logits, name=preset.name)
+    for layer in network._flatten_layers():
+        if isinstance(layer, FusedBatchNormalization):
+            # The averaged weights are evaluated with statistics that are averaged as long.
+            layer.momentum = max(layer.momentum, preset.ema_momentum)
+    return network
 
 
 def _block(preset: Preset, index: int, plain: bool) -> keras.layers.Layer:

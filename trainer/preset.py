@@ -41,7 +41,7 @@ class Preset:
 
     Args:
         name: The name it is chosen by.
-        description: One sentence for listings and `--help`.
+        description: One sentence for `--help`.
         image_size: Side in pixels that images are resized to (bilinear) before they are cut.
         patch_size: Side of a patch in pixels; must divide `image_size`.
         projection_dim: Width D of a token.
@@ -61,7 +61,7 @@ class Preset:
             separately for height and width; 0 turns it off.
         epochs: Passes over the training split.
         batch_size: Images per step, over all devices together.
-        learning_rate: Peak learning rate; with Muon that of matrices (see `OPTIMIZERS`).
+        learning_rate: Peak learning rate; with Muon that of matrices (see `trainer.muon`).
         learning_rate_schedule: "constant", or "cosine" (from the peak to 0 over all epochs).
         weight_decay: Decoupled weight decay, multiplied by the learning rate, applied to every
             trainable variable (but see `decay_matrices_only`).
@@ -85,7 +85,8 @@ class Preset:
             left out of the weight decay.
         optimizer: "adamw", or "muon" (for matrices; AdamW for all else, see `trainer.muon`).
         ema_momentum: Of the moving average of the weights that is evaluated and exported in place
-            of the last ones; 0 for the last ones.
+            of the last ones; 0 for the last ones. Batch normalizations' statistics are then
+            averaged as long.
         mixed_precision: Whether to compute in bfloat16 where the processor is fast at it; the
             variables, and the exported model, stay float32.
         train_minutes: Train for so long, as many epochs as that may be, with the learning rate's

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from trainer.compact_layers import FusedBatchNormalization
 from trainer.model import build_model
 from trainer.presets import PRESETS, get_preset
 from trainer.schedule import build_optimizer
@@ -266,3 +267,14 @@ def test_mixed_precision_has_float32_logits(policy: str) -> None:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     assert 0.0 < float(model.train_on_batch(_images(), np.arange(4))) < 20.0
+
+
+def test_statistics_are_averaged_as_long_as_the_weights():
+    compact = dataclasses.replace(PRESETS["compact"], transformer_layers=1, ema_momentum=0.999)
+    network = build_model(compact, num_classes=3)
+    found = [
+        layer.momentum
+        for layer in network._flatten_layers()
+        if isinstance(layer, FusedBatchNormalization)
+    ]
+    assert len(found) == 5 + 2 + 1 and set(found) == {0.999}
