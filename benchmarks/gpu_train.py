@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -73,7 +74,12 @@ def train(
         raise ValueError(f"checkpoint_every is {checkpoint_every}: it must be at least 1 epoch.")
     split, test = data
     training = Training(preset, split, num_classes, seed)
-    what = {"preset": json.loads(json.dumps(dataclasses.asdict(preset))), "seed": seed}
+    what = {
+        "preset": json.loads(json.dumps(dataclasses.asdict(preset))),
+        "seed": seed,
+        "precision": keras.config.dtype_policy().name,
+        "data": hashlib.sha256(split.images.tobytes()).hexdigest(),
+    }
     history = _restore(training, out, what)
     test = test.on_device()
     state = training.state()
@@ -115,7 +121,6 @@ def train(
             "variance": training.variance.tolist(),
         },
         "trainable_parameters": sum(v.value.size for v in training.network.trainable_variables),
-        "precision": keras.config.dtype_policy().name,
         "device": jax.devices()[0].device_kind,
         "versions": {"jax": jax.__version__, "keras": keras.__version__},
         "history": history,

@@ -56,15 +56,18 @@ class Training:
       train: The training split.
       num_classes: Classes of the labels.
       seed: Of the weights, the order of the examples, augmentation and dropout.
+      plain: See `trainer.model.build_model`.
 
     Raises:
       ValueError: There are fewer examples than a batch has.
     """
 
-    def __init__(self, preset: Preset, train: Split, num_classes: int, seed: int):
+    def __init__(
+        self, preset: Preset, train: Split, num_classes: int, seed: int, *, plain: bool = False
+    ):
         self.steps = len(train.labels) // preset.batch_size
         self.preset, self.seed, self.num_classes = preset, seed, num_classes
-        self.network = build_model(preset, num_classes=num_classes, seed=seed)
+        self.network = build_model(preset, num_classes=num_classes, seed=seed, plain=plain)
         self.optimizer = schedule.build_optimizer(preset, steps_per_epoch=self.steps)
         self.loss = schedule.build_loss(preset)
         # So that Keras saves the optimizer's state beside the weights.
