@@ -63,7 +63,7 @@ class Converter(base_component.BaseComponent):
         Args:
           model: Trainer's output.
           examples: ExampleGen's output.
-          formats: Keys of `components.converter.formats.FORMATS`.
+          formats: Of `components.converter.formats.FORMATS`.
           split: Of the examples, to compare on.
           representative_split: Of the examples, from which int8 takes the activations' ranges.
         """

@@ -72,7 +72,7 @@ def convert(
 
     Args:
       model: What to convert.
-      names: Keys of `formats.FORMATS`, whose packages are installed.
+      names: Of `formats.FORMATS`, whose packages are installed.
       representative: uint8 [N, 32, 32, 3] of the training split, to quantize with.
       labels: The classes' names.
 

@@ -36,7 +36,7 @@ FLOAT16 = ExportedFile("model.float16.tflite", 0.99)
 INT8 = ExportedFile("model.int8.tflite", 0.9)
 ONNX_MODEL = ExportedFile("model.onnx", 0.999)
 
-FORMATS: dict[str, tuple[ExportedFile, ...]] = {TFLITE: (FLOAT16, INT8), ONNX: (ONNX_MODEL,)}
+FORMATS = (TFLITE, ONNX)
 
 _PACKAGES = {TFLITE: (), ONNX: ("onnx", "onnxruntime", "tf2onnx")}
 
@@ -52,7 +52,7 @@ def parse(text: str) -> tuple[str, ...]:
       text: Names separated by commas; may be empty.
 
     Returns:
-      Keys of `FORMATS`, each once, in the order of that dictionary.
+      Of `FORMATS`, each once, in that order.
 
     Raises:
       ValueError: A name is unknown.
