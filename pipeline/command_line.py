@@ -7,11 +7,13 @@ import dataclasses
 import difflib
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.config import ConfigError, PipelineConfig
+from trainer.presets import PRESETS
 
 _GROUPS = {
     "data": "what to train on",
@@ -43,6 +45,13 @@ def _type_of(hint: Any) -> type:
     return next(option for option in typing.get_args(hint) if option is not type(None))
 
 
+def _presets() -> str:
+    wrap = textwrap.TextWrapper(width=96, initial_indent="  ", subsequent_indent=" " * 16)
+    return "\n".join(
+        wrap.fill(f"{name:<12}  {preset.description}") for name, preset in PRESETS.items()
+    )
+
+
 def parse_args(arguments: Sequence[str]) -> PipelineConfig:
     """Reads the local runner's command line; see `parse`."""
     return parse(
@@ -52,7 +61,8 @@ def parse_args(arguments: Sequence[str]) -> PipelineConfig:
         description="Trains a Vision Transformer on CIFAR-100 and pushes it for TF Serving if it "
         "is good enough. Without flags: the real data if they can be had, a training length that "
         "fits this machine.",
-        epilog="examples:\n"
+        epilog=f"presets:\n{_presets()}\n\n"
+        "examples:\n"
         "  --preset tiny --limit 1000      a smoke test, a minute or two\n"
         "  --train_minutes 60              the default on a CPU, but six times as long\n"
         "  --preset notebook --epochs 20   the reference notebook\n"

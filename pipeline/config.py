@@ -59,15 +59,17 @@ class PipelineConfig:
         None,
         "model",
         f"passes over the training images; default: the preset's on a GPU; on a CPU "
-        f"--train_minutes for {presets.ON_CPU}, for others one for each four cores, two at least",
+        f"--train_minutes for {' and '.join(presets.MINUTES_ON_CPU)}, for others one for each four "
+        "cores, two at least",
         metavar="N",
     )
     train_minutes: float | None = knob(
         None,
         "model",
         "train for so long, with the learning rate's schedule over that time, whatever the number "
-        f"of epochs; default: {presets.MINUTES_ON_CPU} for {presets.ON_CPU} on a CPU, a share of "
-        "that for fewer images",
+        "of epochs; default on a CPU: "
+        + ", ".join(f"{minutes} for {name}" for name, minutes in presets.MINUTES_ON_CPU.items())
+        + ", a share of that for fewer images",
         metavar="X",
     )
     batch_size: int | None = knob(
@@ -235,7 +237,7 @@ class PipelineConfig:
 
     @property
     def export_formats(self) -> tuple[str, ...]:
-        """What `export` asks for: keys of `components.converter.formats.FORMATS`."""
+        """What `export` asks for: of `components.converter.formats.FORMATS`."""
         return formats.parse(self.export or "")
 
     @property

@@ -130,7 +130,7 @@ def create_pipeline(
       training_code: Fingerprint of the code behind Trainer, for the cache key.
       tuning: Search for hyperparameters before training with them; None trains with the preset's.
       warm_start: Start from the weights of the model pushed last, where there is one.
-      exports: Formats to push the model in besides SavedModel, keys of
+      exports: Formats to push the model in besides SavedModel, of
         `components.converter.formats.FORMATS`; without any there is no Converter.
       enable_cache: Take the outputs of unchanged components from earlier runs.
       metadata_connection_config: ML Metadata's database; None where the orchestrator has its own.

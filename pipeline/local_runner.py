@@ -139,10 +139,10 @@ def choose_training(
         return preset, f"{console.count(preset.train_minutes, 'minute')} of training ({device})"
     if config.epochs or gpus:
         return preset, f"{console.count(preset.epochs, 'epoch')} ({device})"
-    if preset.name == presets.ON_CPU:
+    if preset.name in presets.MINUTES_ON_CPU:
         # Fewer images are learned sooner.
         share = min(images, config.limit or images) / OFFICIAL_TRAIN_RECORDS
-        minutes = max(1.0, round(presets.MINUTES_ON_CPU * min(1.0, share), 1))
+        minutes = max(1.0, round(presets.MINUTES_ON_CPU[preset.name] * min(1.0, share), 1))
         return (
             config.resolve_preset(train_minutes=minutes),
             f"{console.count(minutes, 'minute')} of training ({device}; more or less: "

@@ -30,7 +30,7 @@ def scale_augmentation(preset: Preset, factor: float) -> Preset:
 
     Args:
       preset: The preset; what it does not use stays off.
-      factor: 0 for none, 1 for the preset's own, 2 for twice as strong.
+      factor: 0 for none but the flip, 1 for the preset's own, 2 for twice as strong.
 
     Returns:
       The preset with each number times the factor, within its limit; whole numbers stay whole.

@@ -19,6 +19,7 @@ MODULE = "pipeline.local_runner"
         ({}, 0, 2, "compact", None, 10, "10 minutes of training (no GPU, 2 CPU cores; more or"),
         ({"limit": 9_000}, 0, 2, "compact", None, 1.8, "1.8 minutes of training (no GPU"),
         ({"limit": 100}, 0, 2, "compact", None, 1, "1 minute of training (no GPU"),
+        ({"preset": "compact_long"}, 0, 2, "compact_long", None, 120, "120 minutes of training"),
         ({"epochs": 3}, 0, 2, "compact", 3, 0, "3 epochs (no GPU, 2 CPU cores)"),
         ({"train_minutes": 90.0}, 0, 2, "compact", None, 90, "90 minutes of training (no GPU"),
         ({}, 1, 2, "notebook", 20, 0, "20 epochs (1 GPU)"),
