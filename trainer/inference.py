@@ -104,6 +104,10 @@ class _FrozenBlock(_Frozen):
 
     Of GELU's three factors, x / 2 · (1 + erf(x √½)) = √½ · z (1 + erf z) with z = x √½, those of √½
     are in the kernels around it, too.
+
+    The tokens' mean over D is left out of the output: it is read by layer normalizations alone,
+    here and at the end, which subtract it. With output_kernel and its bias of mean 0 as well, the
+    second normalization has nothing to subtract.
     """
 
     def __init__(self, block: FusedTransformerBlock) -> None:
@@ -114,10 +118,12 @@ class _FrozenBlock(_Frozen):
         constants = {
             "query_kernel": gamma[:, None] * a * scale,  # (D, H x D)
             "query_bias": (beta @ a + c) * scale,
-            "output_kernel": scale[:, None] * b_kernel,  # (H x D, D)
-            "output_bias": np.tile(beta, heads) @ b_kernel
-            + b.sum(axis=0)
-            + ops.convert_to_numpy(block.attention.output_dense.bias),
+            "output_kernel": _centred(scale[:, None] * b_kernel),  # (H x D, D)
+            "output_bias": _centred(
+                np.tile(beta, heads) @ b_kernel
+                + b.sum(axis=0)
+                + ops.convert_to_numpy(block.attention.output_dense.bias)
+            ),
         }
         gamma, beta = map(ops.convert_to_numpy, block.mlp_norm.weights)
         mlp, factor = [], 1.0  # the factor that the layer's input still lacks
@@ -136,9 +142,10 @@ class _FrozenBlock(_Frozen):
         self._mlp, self._factor = mlp, factor
 
     def call(self, x: Any) -> Any:
-        """Tokens [B, N, D] to tokens [B, N, D]."""
+        """Tokens [B, N, D] to tokens [B, N, D], up to their mean."""
         tokens, heads, width = x.shape[1], self._heads, self._width
-        n = _normalized(x, self._epsilon)  # (B, N, D)
+        x = _centred(x)
+        n = _scaled(x, self._epsilon)  # (B, N, D)
         rows = ops.reshape(n, (-1, width))
         queries = ops.matmul(rows, self.query_kernel) + self.query_bias
         queries = ops.reshape(queries, (-1, tokens * heads, width))
@@ -146,7 +153,7 @@ class _FrozenBlock(_Frozen):
         mixed = ops.reshape(ops.matmul(weights, n), (-1, heads * width))  # (B x N, H x D)
         y = ops.matmul(mixed, self.output_kernel) + self.output_bias
         x = ops.reshape(x, (-1, width)) + y  # (B x N, D)
-        y = _normalized(x, self._epsilon)
+        y = _scaled(x, self._epsilon)
         for kernel, bias, is_gelu in self._mlp:
             y = ops.matmul(y, getattr(self, kernel)) + getattr(self, bias)
             y = y * (1.0 + ops.erf(y)) if is_gelu else y
@@ -233,12 +240,16 @@ class _FrozenBatchNormBlock(_Frozen):
         return input_shape
 
 
-def _normalized(x: Any, epsilon: float) -> Any:
-    """A layer normalization of the last axis, without scale and shift."""
+def _centred(x: Any) -> Any:
+    """What a layer normalization of the last axis begins with."""
+    return x - ops.mean(x, axis=-1, keepdims=True)
+
+
+def _scaled(x: Any, epsilon: float) -> Any:
+    """The rest of it, without scale and shift."""
     if x.dtype != "float32":
-        wide = _normalized(ops.cast(x, "float32"), epsilon)
+        wide = _scaled(ops.cast(x, "float32"), epsilon)
         return ops.cast(wide, x.dtype)
-    x = x - ops.mean(x, axis=-1, keepdims=True)
     return x * ops.rsqrt(ops.mean(ops.square(x), axis=-1, keepdims=True) + epsilon)
 
 
