@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.jax_training import Split, Training
 from components.dataset import format as binary
 from components.dataset.locate import locate
-from trainer import presets
+from trainer import precision, presets
 
 _SIDES = (("notebook", True, "float32"), ("ours", False, "mixed_bfloat16"))
 
@@ -46,10 +46,10 @@ def rates(split: Split, rounds: int) -> dict[str, float]:
     preset = presets.get_preset("notebook")
     trainings, states = {}, {}
     for who, plain, policy in _SIDES:
-        keras.config.set_dtype_policy(policy)
-        training = Training(preset, split, binary.NUM_FINE_CLASSES, seed=0, plain=plain)
+        with precision.dtype_policy(policy):
+            training = Training(preset, split, binary.NUM_FINE_CLASSES, seed=0, plain=plain)
+            states[who], _ = training.epoch(training.state(), 0)
         trainings[who] = training
-        states[who], _ = training.epoch(training.state(), 0)
     seconds: dict[str, list[float]] = {who: [] for who in trainings}
     for epoch in range(1, rounds + 1):
         for who, training in trainings.items():

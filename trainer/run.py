@@ -44,7 +44,6 @@ class Inputs(NamedTuple):
       card: The data set's name and class names.
       train: Batches of the train split; `shuffle_seed` gives their order.
       train_examples: Images of the train split.
-      steps_per_epoch: Batches of them.
       validation: Batches of the validation split.
       validation_images: The same images, object [N], 3,072 raw bytes each.
       base: The model to start from; None to start from random weights.
@@ -55,7 +54,6 @@ class Inputs(NamedTuple):
     card: dict[str, Any]
     train: Callable[..., tf.data.Dataset]
     train_examples: int
-    steps_per_epoch: int
     validation: tf.data.Dataset
     validation_images: np.ndarray
     base: warm_start.BaseModel | None
@@ -193,7 +191,6 @@ def read_inputs(fn_args: FnArgs, preset: Preset) -> tuple[Preset, Inputs]:
         card,
         train,
         len(labels),
-        math.ceil(len(labels) / preset.batch_size),
         validation,
         validation_images,
         base,
@@ -213,7 +210,8 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
         network = model.build_model(preset, num_classes=inputs.classes, seed=inputs.seed)
         if inputs.base:
             warm_start.load_weights(network, inputs.base)
-        schedule.compile_network(network, preset, steps_per_epoch=inputs.steps_per_epoch)
+        steps = math.ceil(inputs.train_examples / preset.batch_size)
+        schedule.compile_network(network, preset, steps_per_epoch=steps)
     return network
 
 
