@@ -25,7 +25,7 @@ import jax
 import keras
 import numpy as np
 
-from benchmarks.jax_training import Split, Training
+from trainer.on_jax.training import Split, Training
 from components.dataset import format as binary
 from components.dataset.locate import locate
 from trainer import precision, presets

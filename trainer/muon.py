@@ -36,6 +36,8 @@ class Muon(keras.optimizers.Optimizer):
         exclude_layers: What is in the paths of variables that are left to Adam, besides those of
             less than two axes: embeddings and the classifier.
         projections: What is in the path of a kernel -> how many projections lie in it side by side.
+        stacks: Name of a variable that is a stack of matrices, [number, n, m] with n <= m -> the
+            factor of each one's update, √max(1, outputs / inputs) (see `trainer.on_jax.packing`).
         orthogonalization_dtype: To compute the orthogonal update in; bfloat16 is enough.
         adam_lr_ratio: See `learning_rate`.
         adam_beta_1: Adam's β₁.
@@ -52,6 +54,7 @@ class Muon(keras.optimizers.Optimizer):
         ns_steps: int = 5,
         exclude_layers: Sequence[str] = (),
         projections: Mapping[str, int] | None = None,
+        stacks: Mapping[str, Sequence[float]] | None = None,
         orthogonalization_dtype: str = "float32",
         adam_lr_ratio: float = 0.1,
         adam_beta_1: float = 0.9,
@@ -65,6 +68,7 @@ class Muon(keras.optimizers.Optimizer):
         self.ns_steps = ns_steps
         self.exclude_layers = list(exclude_layers)
         self.projections = dict(projections or {})
+        self.stacks = {name: list(scales) for name, scales in (stacks or {}).items()}
         self.orthogonalization_dtype = orthogonalization_dtype
         self.adam_lr_ratio = adam_lr_ratio
         self.adam_beta_1 = adam_beta_1
@@ -76,51 +80,66 @@ class Muon(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        self._momentums = {
-            v.path: self.add_variable_from_reference(v, "momentum") for v in variables
-        }
-        self._velocities = {
-            v.path: self.add_variable_from_reference(v, "velocity")
+        self._momentums = [self.add_variable_from_reference(v, "momentum") for v in variables]
+        self._velocities = [
+            self.add_variable_from_reference(v, "velocity") if self.is_adams(v) else None
             for v in variables
-            if self._is_adams(v)
-        }
+        ]
 
-    def _is_adams(self, variable: Any) -> bool:
+    def is_adams(self, variable: Any) -> bool:
+        """Whether Adam updates a variable of the model."""
         return len(variable.shape) < 2 or any(word in variable.path for word in self.exclude_layers)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable by its gradient, of the same shape."""
+        index = self._get_variable_index(variable)
         # With TensorFlow, `variable` is not Keras's, which alone has a path.
-        reference = self._trainable_variables[self._get_variable_index(variable)]
-        if self._is_adams(reference):
-            self._adam_step(gradient, variable, reference.path, learning_rate)
+        reference = self._trainable_variables[index]
+        if self.is_adams(reference):
+            self._adam_step(gradient, variable, index, learning_rate)
             return
-        momentum = self._momentums[reference.path]
+        momentum = self._momentums[index]
         accumulated = momentum * self.momentum + gradient
         self.assign(momentum, accumulated)
-        inputs, parts, outputs = self._matrix_shape(reference)
         update = gradient + self.momentum * accumulated
-        update = ops.reshape(update, (inputs, parts, outputs))
-        matrices = [update[:, part] for part in range(parts)]
-        update = ops.stack([self._orthogonal(matrix) for matrix in matrices], axis=1)
-        update = ops.reshape(update, reference.shape)
-        wide = max(1.0, outputs / inputs) ** 0.5
-        self.assign_sub(variable, update * (ops.cast(learning_rate, update.dtype) * wide))
+        if reference.name in self.stacks:
+            scales = ops.convert_to_tensor(self.stacks[reference.name], update.dtype)
+            update = self._orthogonal(update) * scales[:, None, None]
+        else:
+            matrices = self.matrices(reference, update)
+            inputs, outputs = matrices.shape[1:]
+            update = self._orthogonal(matrices) * max(1.0, outputs / inputs) ** 0.5
+            update = ops.reshape(ops.transpose(update, (1, 0, 2)), reference.shape)
+        self.assign_sub(variable, update * ops.cast(learning_rate, update.dtype))
 
-    def _orthogonal(self, matrix: Any) -> Any:
-        """The orthogonal matrix nearest to a matrix [inputs, outputs], about."""
-        # Of norm 1 before it is rounded, so that any dtype can hold it.
-        x = ops.cast(matrix / (ops.norm(matrix) + 1e-7), self.orthogonalization_dtype)
-        is_tall = matrix.shape[0] > matrix.shape[1]  # then the other product is the smaller one
+    def _orthogonal(self, matrices: Any) -> Any:
+        """The orthogonal matrix nearest to each of [number, inputs, outputs], about."""
+        # Of norm 1 before they are rounded, so that any dtype can hold them.
+        norms = ops.sqrt(ops.sum(ops.square(matrices), axis=(1, 2), keepdims=True))
+        x = ops.cast(matrices / (norms + 1e-7), self.orthogonalization_dtype)
+        is_tall = matrices.shape[1] > matrices.shape[2]  # then the other product is the smaller one
         if is_tall:
-            x = ops.transpose(x)
+            x = ops.transpose(x, (0, 2, 1))
         a, b, c = _NEWTON_SCHULZ
         for _ in range(self.ns_steps):
-            gram = ops.matmul(x, ops.transpose(x))
+            gram = ops.matmul(x, ops.transpose(x, (0, 2, 1)))
             x = a * x + ops.matmul(b * gram + c * ops.matmul(gram, gram), x)
-        return ops.cast(ops.transpose(x) if is_tall else x, matrix.dtype)
+        return ops.cast(ops.transpose(x, (0, 2, 1)) if is_tall else x, matrices.dtype)
 
-    def _matrix_shape(self, kernel: Any) -> tuple[int, int, int]:
+    def matrices(self, kernel: Any, values: Any) -> Any:
+        """Cuts a kernel's values into its matrices.
+
+        Args:
+            kernel: A variable that is not Adam's.
+            values: Of its shape.
+
+        Returns:
+            [projections side by side, inputs, outputs of each].
+        """
+        parts_last = ops.reshape(values, self.matrix_shape(kernel))
+        return ops.transpose(parts_last, (1, 0, 2))
+
+    def matrix_shape(self, kernel: Any) -> tuple[int, int, int]:
         """(inputs, projections side by side, outputs of each)."""
         shape = kernel.shape
         # `MultiHeadAttention` has [D, heads, width] to its heads, and [heads, width, D] from them.
@@ -129,8 +148,8 @@ class Muon(keras.optimizers.Optimizer):
         parts = next((n for word, n in self.projections.items() if word in kernel.path), 1)
         return inputs, parts, math.prod(shape) // inputs // parts
 
-    def _adam_step(self, gradient: Any, variable: Any, path: str, learning_rate: Any) -> None:
-        momentum, velocity = self._momentums[path], self._velocities[path]
+    def _adam_step(self, gradient: Any, variable: Any, index: int, learning_rate: Any) -> None:
+        momentum, velocity = self._momentums[index], self._velocities[index]
         step = ops.cast(self.iterations + 1, "float32")
         self.assign_add(momentum, (gradient - momentum) * (1 - self.adam_beta_1))
         self.assign_add(velocity, (ops.square(gradient) - velocity) * (1 - self.adam_beta_2))
@@ -146,6 +165,7 @@ class Muon(keras.optimizers.Optimizer):
             "ns_steps": self.ns_steps,
             "exclude_layers": list(self.exclude_layers),
             "projections": dict(self.projections),
+            "stacks": dict(self.stacks),
             "orthogonalization_dtype": self.orthogonalization_dtype,
             "adam_lr_ratio": self.adam_lr_ratio,
             "adam_beta_1": self.adam_beta_1,

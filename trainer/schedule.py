@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from trainer.muon import Muon
@@ -17,7 +19,12 @@ _NOT_DECAYED = ("bias", "gamma", "beta", "embedding", "temperature")
 _NOT_ORTHOGONAL = ("embedding", "logits", "score")
 
 
-def build_optimizer(preset: Preset, *, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def build_optimizer(
+    preset: Preset,
+    *,
+    steps_per_epoch: int | None,
+    stacks: Mapping[str, Sequence[float]] | None = None,
+) -> keras.optimizers.Optimizer:
     """Builds the preset's optimizer, with its learning rate's schedule and its weight decay.
 
     A warm-up is linear, from 0 to the preset's learning rate, and the rest of the steps cosine.
@@ -26,6 +33,8 @@ def build_optimizer(preset: Preset, *, steps_per_epoch: int) -> keras.optimizers
     Args:
         preset: Whose training settings are used.
         steps_per_epoch: Optimizer steps in one epoch; with `epochs` the length of the schedule.
+            None for a learning rate that is a variable, which the caller sets.
+        stacks: See `trainer.muon.Muon`.
 
     Returns:
         A new optimizer: AdamW with Keras's defaults for everything else (β = .9 / .999, ε = 1e-7),
@@ -34,13 +43,14 @@ def build_optimizer(preset: Preset, *, steps_per_epoch: int) -> keras.optimizers
     Raises:
         ValueError: `steps_per_epoch` is below 1.
     """
-    if steps_per_epoch < 1:
+    if steps_per_epoch is not None and steps_per_epoch < 1:
         raise ValueError(
             f"steps_per_epoch is {steps_per_epoch}: there must be at least one step. "
             f"Use more training images, or a batch_size below {preset.batch_size}."
         )
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = preset.learning_rate
-    if preset.learning_rate_schedule == "cosine" and not preset.train_minutes:
+    timed = preset.train_minutes or steps_per_epoch is None
+    if preset.learning_rate_schedule == "cosine" and not timed:
         steps = preset.epochs * steps_per_epoch
         warmup = round(preset.warmup * steps)
         learning_rate = keras.optimizers.schedules.CosineDecay(
@@ -60,6 +70,7 @@ def build_optimizer(preset: Preset, *, steps_per_epoch: int) -> keras.optimizers
             learning_rate,
             exclude_layers=_NOT_ORTHOGONAL,
             projections={"qkv_kernel": 3},
+            stacks=stacks,
             orthogonalization_dtype=keras.config.dtype_policy().compute_dtype,
             ns_steps=5,
             adam_lr_ratio=0.15,
@@ -86,6 +97,22 @@ def learning_rate_at(preset: Preset, progress: float) -> float:
         return preset.learning_rate * progress / preset.warmup
     decayed = min(1.0, (progress - preset.warmup) / (1 - preset.warmup))
     return preset.learning_rate * (1 + math.cos(math.pi * decayed)) / 2
+
+
+def learning_rates(preset: Preset, steps_per_epoch: int, epoch: int) -> np.ndarray:
+    """The learning rate of each step of an epoch, as `build_optimizer`'s schedule has it.
+
+    Args:
+        preset: Whose training settings are used; its `epochs` are the schedule's length.
+        steps_per_epoch: Steps of an epoch.
+        epoch: Which, from 0.
+
+    Returns:
+        float32 [steps_per_epoch].
+    """
+    total = preset.epochs * steps_per_epoch
+    steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
+    return np.array([learning_rate_at(preset, step / total) for step in steps], np.float32)
 
 
 def compile_network(network: keras.Model, preset: Preset, *, steps_per_epoch: int) -> None:

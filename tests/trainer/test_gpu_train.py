@@ -34,7 +34,7 @@ SCRIPT = """
 import json, shutil, sys
 from pathlib import Path
 from benchmarks import gpu_train
-from benchmarks.jax_training import Split
+from trainer.on_jax.training import Split
 from components.dataset.format import read_records
 from trainer.trained import preset_from
 
