@@ -25,10 +25,10 @@ import jax
 import keras
 import numpy as np
 
-from trainer.on_jax.training import Split, Training
 from components.dataset import format as binary
 from components.dataset.locate import locate
 from trainer import precision, presets
+from trainer.on_jax.training import Split, Training
 
 _SIDES = (("notebook", True, "float32"), ("ours", False, "mixed_bfloat16"))
 

@@ -33,10 +33,10 @@ import jax
 import keras
 import numpy as np
 
-from trainer.on_jax.training import Split, Training
 from components.dataset import format as binary
 from components.dataset.locate import locate
 from trainer import presets, trained
+from trainer.on_jax.training import Split, Training
 from trainer.preset import Preset
 
 _PRECISIONS = {"bfloat16": "mixed_bfloat16", "float32": "float32"}
