@@ -15,6 +15,7 @@ transformer, to be merged into the products at inference).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,9 @@ from trainer.layers import Shape
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization over the last axis, with TensorFlow in its one fused operation.
 
-    Keras's layer is composed of elementwise operations, which on a CPU takes three times as long.
+    Keras's layer is composed of elementwise operations, which on a CPU takes three times as long,
+    and on a GPU, with JAX, passes over the values again for the variance, and its gradient four
+    times more: there both are written out, with one pass for all sums of each.
     Statistics and variables are float32 whatever the input's dtype, which is kept. The moving
     variance is that of the population, N / (N - 1) times Keras's.
 
@@ -41,6 +44,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalizes [..., C]; the statistics are the batch's in training, else moving ones."""
+        if keras.config.backend() == "jax" and training and self.trainable:
+            return self._normalize_by_batch(inputs)
         if keras.config.backend() != "tensorflow":
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf  # the backend, so it is there
@@ -61,10 +66,58 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
                 moving.assign(moving.value * self.momentum + value * (1 - self.momentum))
         return normalized if len(inputs.shape) == 4 else tf.reshape(normalized, tf.shape(inputs))
 
+    def _normalize_by_batch(self, inputs: Any) -> Any:
+        rows = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        normalized, mean, variance = _normalized(rows, self.gamma, self.beta, self.epsilon)
+        number = rows.shape[0]
+        population = variance * (number / (number - 1))
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, population)):
+            moving.assign(moving * self.momentum + value * (1 - self.momentum))
+        return ops.reshape(normalized, ops.shape(inputs))
+
     def folded(self) -> tuple[Any, Any]:
         """What the layer is at inference, x ↦ x scale + shift: (scale, shift), float32 [C]."""
         scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
         return scale, self.beta - self.moving_mean * scale
+
+
+def _normalized(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
+    """Normalizes columns.
+
+    Source of the gradient: Ioffe and Szegedy, https://arxiv.org/abs/1502.03167, section 3.
+
+    Args:
+        x: [N, C] of any float dtype.
+        gamma: Scale, float32 [C].
+        beta: Shift, float32 [C].
+        epsilon: Added to the variance.
+
+    Returns:
+        The normalized columns in x's dtype; their mean and variance, float32 [C], which have no
+        gradient.
+    """
+
+    @ops.custom_gradient
+    def normalize(x: Any, gamma: Any, beta: Any) -> Any:
+        wide = ops.cast(x, "float32")
+        mean = ops.mean(wide, axis=0)
+        variance = ops.mean(ops.square(wide), axis=0) - ops.square(mean)
+        inverse = ops.rsqrt(variance + epsilon)
+        scale = gamma * inverse
+        normalized = ops.cast(wide * scale + (beta - mean * scale), x.dtype)
+
+        def gradient(upstream: Any, *_: Any) -> tuple[Any, Any, Any]:
+            upstream = ops.cast(upstream[0], "float32")
+            centred = ops.cast(x, "float32") - mean
+            of_beta = ops.sum(upstream, axis=0)
+            of_gamma = ops.sum(upstream * centred, axis=0) * inverse
+            number = x.shape[0]
+            rest = of_beta / number + centred * (inverse * of_gamma / number)
+            return ops.cast((upstream - rest) * scale, x.dtype), of_gamma, of_beta
+
+        return (normalized, mean, variance), gradient
+
+    return normalize(x, gamma, beta)
 
 
 @keras.saving.register_keras_serializable(package="vit")
@@ -204,19 +257,32 @@ class ConvolutionalTokenizer(keras.layers.Layer):
 class BatchNormBlock(keras.layers.Layer):
     """An encoder block with batch in place of layer normalization, and ReLU.
 
-        x + Attention(BN(x)), then x + ReLU(BN(x) W1 + b1) W2
+        x + Attention(BN(x)), then x + ReLU(C(BN(x) W1 + b1)) W2
 
+    where C(h) is h or, with a depthwise convolution, h + convolution(h) on the grid of the tokens.
     Input and output [B, N, D].
 
     Args:
         num_heads: Attention heads.
         key_dim: Width K of one head's query, key and value.
         mlp_dim: Width of the MLP's hidden layer.
+        depthwise_convolution: Whether the hidden layer's neighbours are mixed by a 3 x 3
+            convolution of each channel (Lu et al., "Bridging the Gap Between Vision Transformers
+            and Convolutional Neural Networks on Small Datasets", https://arxiv.org/abs/2210.05958,
+            section 3.3). The tokens are then those of a square grid, row by row.
         **kwargs: `keras.layers.Layer` arguments.
     """
 
-    def __init__(self, num_heads: int, key_dim: int, mlp_dim: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        key_dim: int,
+        mlp_dim: int,
+        depthwise_convolution: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.depthwise_convolution = depthwise_convolution
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.mlp_dim = mlp_dim
@@ -234,6 +300,10 @@ class BatchNormBlock(keras.layers.Layer):
         self.output_kernel = self._kernel("output_kernel", heads, width)
         self.mlp_kernel = self._kernel("mlp_kernel", width, self.mlp_dim)
         self.mlp_bias = self.add_weight(shape=(self.mlp_dim,), initializer="zeros", name="mlp_bias")
+        if self.depthwise_convolution:
+            self.depthwise_kernel = self.add_weight(
+                shape=(3, 3, self.mlp_dim, 1), initializer="zeros", name="depthwise_kernel"
+            )
         self.mlp_output_kernel = self._kernel("mlp_output_kernel", self.mlp_dim, width)
         self.built = True
 
@@ -247,8 +317,11 @@ class BatchNormBlock(keras.layers.Layer):
         mixed = attend(ops.matmul(rows, self.qkv_kernel), tokens, self.num_heads, self.key_dim)
         x = x + ops.reshape(ops.matmul(mixed, self.output_kernel), (-1, tokens, width))
         rows = ops.reshape(self.mlp_norm(x, training=training), (-1, width))
-        hidden = ops.relu(ops.matmul(rows, self.mlp_kernel) + self.mlp_bias)  # (B x N, mlp_dim)
-        return x + ops.reshape(ops.matmul(hidden, self.mlp_output_kernel), (-1, tokens, width))
+        hidden = ops.matmul(rows, self.mlp_kernel) + self.mlp_bias  # (B x N, mlp_dim)
+        if self.depthwise_convolution:
+            hidden = mix_neighbours(hidden, self.depthwise_kernel, tokens)
+        hidden = ops.matmul(ops.relu(hidden), self.mlp_output_kernel)  # (B x N, D)
+        return x + ops.reshape(hidden, (-1, tokens, width))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the input's shape."""
@@ -261,7 +334,34 @@ class BatchNormBlock(keras.layers.Layer):
             "num_heads": self.num_heads,
             "key_dim": self.key_dim,
             "mlp_dim": self.mlp_dim,
+            "depthwise_convolution": self.depthwise_convolution,
         }
+
+
+def mix_neighbours(rows: Any, kernel: Any, tokens: int) -> Any:
+    """Adds a 3 x 3 convolution of each channel, with zeros around the grid.
+
+    Args:
+        rows: [B x N, C], the tokens of a square grid, row by row.
+        kernel: [3, 3, C, 1], in the dtype of the rows.
+        tokens: N.
+
+    Returns:
+        [B x N, C].
+    """
+    side, channels = math.isqrt(tokens), rows.shape[-1]
+    grid = ops.reshape(rows, (-1, side, side, channels))
+    if keras.config.backend() == "jax":
+        # One elementwise kernel on a GPU, where cuDNN's convolution of single channels is slow.
+        padded = ops.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        mixed = grid
+        for row in range(3):
+            for column in range(3):
+                shifted = padded[:, row : row + side, column : column + side]
+                mixed = mixed + shifted * kernel[row, column, :, 0]
+    else:
+        mixed = grid + ops.depthwise_conv(grid, kernel, padding="same")
+    return ops.reshape(mixed, (-1, channels))
 
 
 def attend(

@@ -10,7 +10,8 @@ Shapes in comments: B images, N tokens, D = projection_dim, H heads, K = key_dim
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -182,6 +183,48 @@ class FastDropout(keras.layers.Dropout):
 
 
 @keras.saving.register_keras_serializable(package="vit")
+class FastLayerNormalization(keras.layers.LayerNormalization):
+    """Layer normalization of the last axis, on JAX with one pass for all sums of each direction.
+
+    On other backends this is `keras.layers.LayerNormalization`.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """Normalizes [..., D]; input and output are of the same shape and dtype."""
+        if keras.config.backend() != "jax":
+            return super().call(inputs)
+        rows = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        normalized = _normalize_rows(rows, self.gamma, self.beta, self.epsilon)
+        return ops.reshape(normalized, ops.shape(inputs))
+
+
+def _normalize_rows(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
+    """(x - mean) / √(variance + ε) γ + β of each row of [N, D], computed in float32."""
+
+    @ops.custom_gradient
+    def normalize(x: Any, gamma: Any, beta: Any) -> Any:
+        wide = ops.cast(x, "float32")
+        mean = ops.mean(wide, axis=1, keepdims=True)
+        variance = ops.mean(ops.square(wide), axis=1, keepdims=True) - ops.square(mean)
+        inverse = ops.rsqrt(variance + epsilon)
+        normalized = (wide - mean) * inverse * gamma + beta
+
+        def gradient(upstream: Any) -> tuple[Any, Any, Any]:
+            upstream = ops.cast(upstream, "float32")
+            standard = (ops.cast(x, "float32") - mean) * inverse
+            of_beta = ops.sum(upstream, axis=0)
+            of_gamma = ops.sum(upstream * standard, axis=0)
+            scaled = upstream * gamma
+            rest = ops.mean(scaled, axis=1, keepdims=True)
+            along = ops.mean(scaled * standard, axis=1, keepdims=True)
+            return ops.cast((scaled - rest - standard * along) * inverse, x.dtype), of_gamma, of_beta
+
+        return ops.cast(normalized, x.dtype), gradient
+
+    return normalize(x, ops.cast(gamma, "float32"), ops.cast(beta, "float32"))
+
+
+@keras.saving.register_keras_serializable(package="vit")
 class FastMLP(MLP):
     """`MLP` with `FastDropout`."""
 
@@ -209,6 +252,7 @@ class FusedTransformerBlock(TransformerBlock):
     """
 
     mlp_class = FastMLP
+    norm_class = FastLayerNormalization
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -217,38 +261,166 @@ class FusedTransformerBlock(TransformerBlock):
         )
 
     def merged_projections(self) -> tuple[Any, Any, Any, Any]:
-        """The products of each head's projections, in the variables' dtype.
+        """The products of each head's projections: see `merge_projections`."""
+        return merge_projections([self])[0]
+
+    def call(
+        self,
+        x: Any,
+        merged: tuple[Any, ...] | None = None,
+        mask: Any = None,
+        training: bool | None = None,
+    ) -> Any:
+        """Applies the block.
+
+        Args:
+            x: Tokens [B, N, D] of the layer's compute dtype.
+            merged: What `merge_projections` gives; computed here by default.
+            mask: Added to the scores, [N]: far below 0 for what is no token.
+            training: Whether dropout is active.
 
         Returns:
-            A [D, H x D] and c [H x D], with the 1/√K of the scores; B [H x D, D] and b [H, D].
+            Tokens [B, N, D] of the layer's compute dtype.
         """
-        attention, scale = self.attention, self.key_dim**-0.5
-        key = ops.transpose(attention.key_dense.kernel, (1, 2, 0)) * scale  # (H, K, D)
-        query = ops.transpose(attention.query_dense.kernel, (1, 0, 2))  # (H, D, K)
-        value = ops.transpose(attention.value_dense.kernel, (1, 0, 2))  # (H, D, K)
-        output = attention.output_dense.kernel  # (H, K, D)
-        a = ops.transpose(ops.matmul(query, key), (1, 0, 2))  # (D, H, D)
-        c = ops.matmul(ops.expand_dims(attention.query_dense.bias, 1), key)  # (H, 1, D)
-        # Adds nothing, but keeps the key's bias among the variables that have a gradient.
-        c = c + 0.0 * ops.sum(attention.key_dense.bias)
-        b = ops.matmul(ops.expand_dims(attention.value_dense.bias, 1), output)  # (H, 1, D)
-        width = output.shape[-1]
-        return (
-            ops.reshape(a, (width, -1)),
-            ops.reshape(c, (-1,)),
-            ops.reshape(ops.matmul(value, output), (-1, width)),
-            ops.reshape(b, (-1, width)),
+        y = self._attend_merged(
+            self.attention_norm(x), merged or self.merged_projections(), mask, training
         )
+        x = x + y  # (B, N, D)
+        return x + self.mlp(self.mlp_norm(x), training=training)  # (B, N, D)
 
-    def _attend(self, y: Any, training: bool | None) -> Any:
+    def compute_output_spec(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns the input's specification."""
+        return keras.KerasTensor(x.shape, self.compute_dtype)
+
+    def _attend_merged(
+        self, y: Any, merged: tuple[Any, ...], mask: Any, training: bool | None
+    ) -> Any:
         tokens, width, heads = y.shape[1], y.shape[2], self.num_heads
-        a, c, b_kernel, b = (ops.cast(w, y.dtype) for w in self.merged_projections())
+        a, c, b_kernel, b = (ops.cast(w, y.dtype) for w in merged)
         rows = ops.reshape(y, (-1, width))  # (B x N, D)
         queries = ops.reshape(ops.matmul(rows, a) + c, (-1, tokens * heads, width))
         scores = ops.matmul(queries, ops.transpose(y, (0, 2, 1)))  # (B, N x H, N)
+        if mask is not None:
+            scores = scores + ops.cast(mask, scores.dtype)
         weights = self.attention_dropout(ops.softmax(scores), training=training)
         mixed = ops.reshape(ops.matmul(weights, y), (-1, heads * width))  # (B x N, H x D)
         # Dropout leaves rows that do not sum to 1, so the values' bias counts that often.
-        sums = ops.reshape(ops.sum(weights, axis=-1), (-1, heads))  # (B x N, H)
-        bias = ops.matmul(sums, b) + ops.cast(self.attention.output_dense.bias, y.dtype)
+        sums = ops.reshape(ops.sum(weights, axis=-1), (-1, heads, 1))  # (B x N, H, 1)
+        # Not a matrix product: of so few rows, XLA would pad them.
+        bias = ops.sum(sums * b, axis=1) + ops.cast(self.attention.output_dense.bias, y.dtype)
         return ops.reshape(ops.matmul(mixed, b_kernel) + bias, (-1, tokens, width))
+
+
+def merge_projections(blocks: Sequence[FusedTransformerBlock]) -> list[tuple[Any, Any, Any, Any]]:
+    """The products of each head's projections, of all blocks in one batch, in the variables' dtype.
+
+    Args:
+        blocks: Of one shape.
+
+    Returns:
+        For each block: A [D, H x D] and c [H x D], with the 1/√K of the scores; B [H x D, D] and b
+        [H, D].
+    """
+
+    def stack(variables: list[Any]) -> Any:
+        return ops.stack([ops.convert_to_tensor(v) for v in variables])  # (L, ...)
+
+    attention = [block.attention for block in blocks]
+    scale = blocks[0].key_dim ** -0.5
+    # (L, H, K, D), (L, H, D, K), (L, H, D, K), (L, H, K, D)
+    key = ops.transpose(stack([x.key_dense.kernel for x in attention]), (0, 2, 3, 1)) * scale
+    query = ops.transpose(stack([x.query_dense.kernel for x in attention]), (0, 2, 1, 3))
+    value = ops.transpose(stack([x.value_dense.kernel for x in attention]), (0, 2, 1, 3))
+    output = stack([x.output_dense.kernel for x in attention])
+    layers, heads, _, width = output.shape
+    a = ops.transpose(ops.matmul(query, key), (0, 2, 1, 3))  # (L, D, H, D)
+    c = ops.matmul(stack([x.query_dense.bias for x in attention])[:, :, None], key)  # (L, H, 1, D)
+    # Adds nothing, but keeps the key's bias among the variables that have a gradient.
+    c = c + 0.0 * ops.sum(stack([x.key_dense.bias for x in attention]))
+    b = ops.matmul(stack([x.value_dense.bias for x in attention])[:, :, None], output)
+    a = ops.reshape(a, (layers, width, heads * width))
+    c = ops.reshape(c, (layers, heads * width))
+    b_kernel = ops.reshape(ops.matmul(value, output), (layers, heads * width, width))
+    b = ops.reshape(b, (layers, heads, width))
+    return [(a[i], c[i], b_kernel[i], b[i]) for i in range(layers)]
+
+
+class _Unowned(NamedTuple):
+    """Layers that a layer reads and that another one has: Keras does not look in here."""
+
+    layers: Any
+
+
+class MergedProjections(keras.layers.Layer):
+    """`merge_projections` of blocks that come behind it in the network.
+
+    One batch of products for all blocks is a tenth of the operations, which on a GPU is what small
+    products cost. Output: for each block the four arrays that it is called with.
+
+    Args:
+        blocks: Built; they keep their variables.
+        **kwargs: `keras.layers.Layer` arguments.
+    """
+
+    def __init__(self, blocks: Sequence[FusedTransformerBlock], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._unowned = _Unowned(lambda: blocks)
+
+    def call(self, x: Any) -> list[tuple[Any, ...]]:
+        """Merges; x [B, N, D] only says when."""
+        return merge_projections(self._unowned.layers())
+
+    def compute_output_spec(self, x: Any) -> list[tuple[Any, ...]]:
+        """Returns the specifications of `call`'s output."""
+        blocks = self._unowned.layers()
+        width, heads = x.shape[-1], blocks[0].num_heads
+        shapes = ((width, heads * width), (heads * width,), (heads * width, width), (heads, width))
+        return [tuple(keras.KerasTensor(s, self.compute_dtype) for s in shapes) for _ in blocks]
+
+
+class FullTokens(keras.layers.Layer):
+    """Adds tokens up to a multiple of 8, which a GPU's matrix units want in half precision.
+
+    Otherwise XLA adds them before each product and takes them away after it. What is added is
+    masked as keys and cut off at the end (`FewerTokens`), so that it changes nothing.
+
+    Input [B, N, D]; output [B, N', D] and the mask [N'], 0 for a token and far below it for what is
+    none.
+    """
+
+    def call(self, x: Any) -> tuple[Any, Any]:
+        """Pads x [B, N, D]."""
+        tokens = x.shape[1]
+        added = -tokens % 8
+        mask = ops.where(ops.arange(tokens + added) < tokens, 0.0, -30_000.0)
+        return ops.pad(x, ((0, 0), (0, added), (0, 0))), ops.cast(mask, x.dtype)
+
+    def compute_output_spec(self, x: Any) -> tuple[Any, Any]:
+        """Returns the specifications of `call`'s output."""
+        batch, tokens, width = x.shape
+        tokens += -tokens % 8
+        return (
+            keras.KerasTensor((batch, tokens, width), self.compute_dtype),
+            keras.KerasTensor((tokens,), self.compute_dtype),
+        )
+
+
+class FewerTokens(keras.layers.Layer):
+    """The first of the tokens: [B, N', D] to [B, N, D].
+
+    Args:
+        tokens: N.
+        **kwargs: `keras.layers.Layer` arguments.
+    """
+
+    def __init__(self, tokens: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tokens = tokens
+
+    def call(self, x: Any) -> Any:
+        """Cuts x [B, N', D]."""
+        return x[:, : self.tokens]
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Returns (B, N, D)."""
+        return (input_shape[0], self.tokens, input_shape[2])

@@ -13,8 +13,15 @@ from trainer.compact_layers import (
     BatchNormBlock,
     ConvolutionalTokenizer,
     attend,
+    mix_neighbours,
 )
-from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
+from trainer.fast_layers import (
+    FewerTokens,
+    FoldedPatchEmbedding,
+    FullTokens,
+    FusedTransformerBlock,
+    MergedProjections,
+)
 from trainer.layers import Shape
 from trainer.rand_augment import RandAugment
 
@@ -26,6 +33,9 @@ _LEFT_OUT = (
     RandomShift,
     RandAugment,
     keras.layers.RandomErasing,
+    MergedProjections,
+    FullTokens,
+    FewerTokens,
 )
 
 
@@ -211,6 +221,8 @@ class _FrozenBatchNormBlock(_Frozen):
             "output_kernel": block.output_kernel,
             "mlp_output_kernel": block.mlp_output_kernel,
         }
+        if block.depthwise_convolution:
+            constants["depthwise_kernel"] = block.depthwise_kernel
         heads = block.num_heads * block.key_dim
         queries_first = np.repeat([block.key_dim**-0.5, 1], [heads, 2 * heads]).astype(np.float32)
         for name, norm, kernel, bias in (
@@ -224,6 +236,7 @@ class _FrozenBatchNormBlock(_Frozen):
             }
         super().__init__(constants, dtype=block.dtype_policy, name=block.name)
         self._heads, self._key_dim = block.num_heads, block.key_dim
+        self._depthwise = block.depthwise_convolution
 
     def call(self, x: Any) -> Any:
         """Tokens [B, N, D] to tokens [B, N, D]."""
@@ -232,8 +245,11 @@ class _FrozenBatchNormBlock(_Frozen):
         projections = ops.matmul(x, self.qkv_kernel) + self.qkv_bias
         mixed = attend(projections, tokens, self._heads, self._key_dim, scale=1.0)
         x = x + ops.matmul(mixed, self.output_kernel)
-        hidden = ops.relu(ops.matmul(x, self.mlp_kernel) + self.mlp_bias)
-        return ops.reshape(x + ops.matmul(hidden, self.mlp_output_kernel), (-1, tokens, width))
+        hidden = ops.matmul(x, self.mlp_kernel) + self.mlp_bias
+        if self._depthwise:
+            hidden = mix_neighbours(hidden, self.depthwise_kernel, tokens)
+        x = x + ops.matmul(ops.relu(hidden), self.mlp_output_kernel)
+        return ops.reshape(x, (-1, tokens, width))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns the input's shape."""

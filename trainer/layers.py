@@ -245,6 +245,7 @@ class TransformerBlock(keras.layers.Layer):
     """
 
     mlp_class: type[MLP] = MLP
+    norm_class: type[keras.layers.Layer] = keras.layers.LayerNormalization
 
     def __init__(
         self,
@@ -263,11 +264,11 @@ class TransformerBlock(keras.layers.Layer):
         self.dropout_rate = dropout_rate
         self.layer_norm_epsilon = layer_norm_epsilon
         self.linear_mlp_output = linear_mlp_output
-        self.attention_norm = keras.layers.LayerNormalization(
+        self.attention_norm = self.norm_class(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="attention_norm"
         )
         self.attention = self._make_attention()
-        self.mlp_norm = keras.layers.LayerNormalization(
+        self.mlp_norm = self.norm_class(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="mlp_norm"
         )
         self.mlp = self.mlp_class(

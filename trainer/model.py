@@ -16,7 +16,13 @@ from trainer.compact_layers import (
     FusedBatchNormalization,
     SequencePooling,
 )
-from trainer.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
+from trainer.fast_layers import (
+    FewerTokens,
+    FoldedPatchEmbedding,
+    FullTokens,
+    FusedTransformerBlock,
+    MergedProjections,
+)
 from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
 from trainer.preset import Preset
 from trainer.rand_augment import strong_augmentation_layers
@@ -71,8 +77,7 @@ def _build(
     image = keras.Input(input_shape, dtype="float32", name="image")  # (B, H, W, C)
     fold = not (plain or preset.tokenizer_filters or preset.random_shift or preset.shifted_patches)
     x = _embed(preset, image) if fold else _embed_plainly(preset, image)  # (B, N, D)
-    for index in range(preset.transformer_layers):
-        x = _block(preset, index, plain)(x)  # (B, N, D)
+    x = _encode(preset, x, plain)  # (B, N, D)
     if preset.batch_normalization:
         x = FusedBatchNormalization(name="norm")(x)
     else:
@@ -95,11 +100,34 @@ def _build(
     return network
 
 
+def _encode(preset: Preset, x: keras.KerasTensor, plain: bool) -> keras.KerasTensor:
+    """The blocks, one after the other: tokens [B, N, D] to tokens [B, N, D]."""
+    blocks = [_block(preset, index, plain) for index in range(preset.transformer_layers)]
+    if not isinstance(blocks[0], FusedTransformerBlock):
+        for block in blocks:
+            x = block(x)
+        return x
+    for block in blocks:
+        block.build(x.shape)
+    projections = MergedProjections(blocks, name="projections")(x)
+    tokens, mask = x.shape[1], None
+    half = keras.config.dtype_policy().compute_dtype != "float32"
+    if half and tokens % 8 and keras.config.backend() == "jax":
+        x, mask = FullTokens(name="full_tokens")(x)
+    for block, merged in zip(blocks, projections):
+        x = block(x, merged, mask)
+    return x if mask is None else FewerTokens(tokens, name="fewer_tokens")(x)
+
+
 def _block(preset: Preset, index: int, plain: bool) -> keras.layers.Layer:
     name = f"block_{index}"
     if preset.batch_normalization:
         return BatchNormBlock(
-            preset.num_heads, preset.key_dim, preset.transformer_units[0], name=name
+            preset.num_heads,
+            preset.key_dim,
+            preset.transformer_units[0],
+            preset.depthwise_convolution,
+            name=name,
         )
     options: dict[str, Any] = {
         "num_heads": preset.num_heads,

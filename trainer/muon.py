@@ -36,8 +36,6 @@ class Muon(keras.optimizers.Optimizer):
         exclude_layers: What is in the paths of variables that are left to Adam, besides those of
             less than two axes: embeddings and the classifier.
         projections: What is in the path of a kernel -> how many projections lie in it side by side.
-        stacks: Name of a variable that is a stack of matrices, [number, n, m] with n <= m -> the
-            factor of each one's update, √max(1, outputs / inputs) (see `trainer.on_jax.packing`).
         orthogonalization_dtype: To compute the orthogonal update in; bfloat16 is enough.
         adam_lr_ratio: See `learning_rate`.
         adam_beta_1: Adam's β₁.
@@ -54,7 +52,6 @@ class Muon(keras.optimizers.Optimizer):
         ns_steps: int = 5,
         exclude_layers: Sequence[str] = (),
         projections: Mapping[str, int] | None = None,
-        stacks: Mapping[str, Sequence[float]] | None = None,
         orthogonalization_dtype: str = "float32",
         adam_lr_ratio: float = 0.1,
         adam_beta_1: float = 0.9,
@@ -68,7 +65,6 @@ class Muon(keras.optimizers.Optimizer):
         self.ns_steps = ns_steps
         self.exclude_layers = list(exclude_layers)
         self.projections = dict(projections or {})
-        self.stacks = {name: list(scales) for name, scales in (stacks or {}).items()}
         self.orthogonalization_dtype = orthogonalization_dtype
         self.adam_lr_ratio = adam_lr_ratio
         self.adam_beta_1 = adam_beta_1
@@ -101,18 +97,23 @@ class Muon(keras.optimizers.Optimizer):
         momentum = self._momentums[index]
         accumulated = momentum * self.momentum + gradient
         self.assign(momentum, accumulated)
-        update = gradient + self.momentum * accumulated
-        if reference.name in self.stacks:
-            scales = ops.convert_to_tensor(self.stacks[reference.name], update.dtype)
-            update = self._orthogonal(update) * scales[:, None, None]
-        else:
-            matrices = self.matrices(reference, update)
-            inputs, outputs = matrices.shape[1:]
-            update = self._orthogonal(matrices) * max(1.0, outputs / inputs) ** 0.5
-            update = ops.reshape(ops.transpose(update, (1, 0, 2)), reference.shape)
+        update = self.orthogonal_update(reference, gradient + self.momentum * accumulated)
         self.assign_sub(variable, update * ops.cast(learning_rate, update.dtype))
 
-    def _orthogonal(self, matrices: Any) -> Any:
+    def orthogonal_update(self, variable: Any, update: Any) -> Any:
+        """Makes the update of a variable's matrices orthogonal, and as large as they are wide.
+
+        Args:
+            variable: One that is not Adam's.
+            update: Of its shape.
+
+        Returns:
+            What to subtract for each unit of the learning rate, of the same shape.
+        """
+        matrices = self.matrices(variable, update)
+        return self.values(variable, self.orthogonal(matrices) * self.scale(variable))
+
+    def orthogonal(self, matrices: Any) -> Any:
         """The orthogonal matrix nearest to each of [number, inputs, outputs], about."""
         # Of norm 1 before they are rounded, so that any dtype can hold them.
         norms = ops.sqrt(ops.sum(ops.square(matrices), axis=(1, 2), keepdims=True))
@@ -138,6 +139,15 @@ class Muon(keras.optimizers.Optimizer):
         """
         parts_last = ops.reshape(values, self.matrix_shape(kernel))
         return ops.transpose(parts_last, (1, 0, 2))
+
+    def values(self, kernel: Any, matrices: Any) -> Any:
+        """Joins what `matrices` has cut to the kernel's shape."""
+        return ops.reshape(ops.transpose(matrices, (1, 0, 2)), kernel.shape)
+
+    def scale(self, kernel: Any) -> float:
+        """Factor of the update of a kernel's matrices: √max(1, outputs / inputs)."""
+        inputs, _, outputs = self.matrix_shape(kernel)
+        return max(1.0, outputs / inputs) ** 0.5
 
     def matrix_shape(self, kernel: Any) -> tuple[int, int, int]:
         """(inputs, projections side by side, outputs of each)."""
@@ -165,7 +175,6 @@ class Muon(keras.optimizers.Optimizer):
             "ns_steps": self.ns_steps,
             "exclude_layers": list(self.exclude_layers),
             "projections": dict(self.projections),
-            "stacks": dict(self.stacks),
             "orthogonalization_dtype": self.orthogonalization_dtype,
             "adam_lr_ratio": self.adam_lr_ratio,
             "adam_beta_1": self.adam_beta_1,

@@ -27,6 +27,7 @@ ARCHITECTURE = (
     "linear_mlp_output",
     "locality_attention",
     "shifted_patches",
+    "depthwise_convolution",
 )
 
 LEARNING_RATE_SCHEDULES = ("constant", "cosine")
@@ -106,6 +107,8 @@ class Preset:
             factor of the scores (see `trainer.vit_layers.LocalitySelfAttention`).
         shifted_patches: Whether patches see the image's copies that are moved by half a patch, too
             (see `trainer.vit_layers.ShiftedPatches`).
+        depthwise_convolution: Whether the MLP of a block with batch normalization mixes neighbouring
+            tokens (see `trainer.compact_layers.BatchNormBlock`).
 
     Raises:
         ValueError: A value is out of range or two contradict each other.
@@ -161,6 +164,7 @@ class Preset:
     stochastic_depth: float = 0.0
     locality_attention: bool = False
     shifted_patches: bool = False
+    depthwise_convolution: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -208,6 +212,7 @@ class Preset:
             "mixed_precision",
             "locality_attention",
             "shifted_patches",
+            "depthwise_convolution",
         ):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field} is {getattr(self, field)!r}: it must be True or False.")
@@ -282,6 +287,10 @@ class Preset:
                 f"batch_normalization is for blocks without stochastic_depth, which is "
                 f"{self.stochastic_depth}, and locality_attention, which is "
                 f"{self.locality_attention}."
+            )
+        if self.depthwise_convolution and not self.batch_normalization:
+            raise ValueError(
+                "depthwise_convolution is for blocks with batch_normalization, which is False."
             )
 
     def _check_rand_augment(self) -> None:

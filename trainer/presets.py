@@ -152,6 +152,20 @@ _COMPACT_LONG = dataclasses.replace(
     cutmix=1.0,
 )
 
+# `compact_wide`: for a GPU.
+_COMPACT_WIDE = dataclasses.replace(
+    _COMPACT_LONG,
+    name="compact_wide",
+    description="`compact_long`, wider and deeper (3.8 M parameters), for a GPU.",
+    projection_dim=256,
+    num_heads=8,
+    transformer_units=(512, 256),
+    tokenizer_filters=(64, 128, 256),
+    tokenizer_residual_pairs=(1, 2, 1),
+    depthwise_convolution=True,
+    epochs=150,
+)
+
 # `vit_cifar`: the most accurate, for a GPU. 64 tokens of 4 x 4 pixels from three convolutions, nine
 # blocks with locality self-attention and stochastic depth, sequence pooling. The width, heads and
 # attention are those of Lee et al., https://arxiv.org/abs/2112.13492, the tokenizer and pooling of
@@ -217,7 +231,7 @@ ON_GPU = "notebook"
 MINUTES_ON_CPU = {"compact": 10, "compact_long": 120}
 
 PRESETS: dict[str, Preset] = {
-    preset.name: preset for preset in (_NOTEBOOK, _TINY, _COMPACT, _COMPACT_LONG, _VIT_CIFAR)
+    preset.name: preset for preset in (_NOTEBOOK, _TINY, _COMPACT, _COMPACT_LONG, _COMPACT_WIDE, _VIT_CIFAR)
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,14 +17,14 @@ from trainer.preset import Preset
 # Of a model's variables: what no optimizer decays where a preset says `decay_matrices_only`, and
 # what Muon leaves to Adam (with biases and all else of one axis).
 _NOT_DECAYED = ("bias", "gamma", "beta", "embedding", "temperature")
-_NOT_ORTHOGONAL = ("embedding", "logits", "score")
+_NOT_ORTHOGONAL = ("embedding", "logits", "score", "depthwise")
 
 
 def build_optimizer(
     preset: Preset,
     *,
     steps_per_epoch: int | None,
-    stacks: Mapping[str, Sequence[float]] | None = None,
+    muon: Callable[..., Muon] = Muon,
 ) -> keras.optimizers.Optimizer:
     """Builds the preset's optimizer, with its learning rate's schedule and its weight decay.
 
@@ -34,7 +35,7 @@ def build_optimizer(
         preset: Whose training settings are used.
         steps_per_epoch: Optimizer steps in one epoch; with `epochs` the length of the schedule.
             None for a learning rate that is a variable, which the caller sets.
-        stacks: See `trainer.muon.Muon`.
+        muon: Makes the optimizer where it is Muon: the class, or one like it.
 
     Returns:
         A new optimizer: AdamW with Keras's defaults for everything else (β = .9 / .999, ε = 1e-7),
@@ -66,11 +67,10 @@ def build_optimizer(
     if preset.ema_momentum:
         options |= {"use_ema": True, "ema_momentum": preset.ema_momentum}
     if preset.optimizer == "muon":
-        optimizer = Muon(
+        optimizer = muon(
             learning_rate,
             exclude_layers=_NOT_ORTHOGONAL,
             projections={"qkv_kernel": 3},
-            stacks=stacks,
             orthogonalization_dtype=keras.config.dtype_policy().compute_dtype,
             ns_steps=5,
             adam_lr_ratio=0.15,
@@ -111,6 +111,7 @@ def learning_rates(preset: Preset, steps_per_epoch: int, epoch: int) -> np.ndarr
         float32 [steps_per_epoch].
     """
     total = preset.epochs * steps_per_epoch
+    preset = dataclasses.replace(preset, warmup=round(preset.warmup * total) / total)
     steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
     return np.array([learning_rate_at(preset, step / total) for step in steps], np.float32)
 

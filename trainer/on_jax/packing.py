@@ -1,14 +1,15 @@
 """A network's variables in few arrays, so that an optimizer's step is few kernels.
 
 On a GPU a small kernel takes some microseconds however little it does, and an optimizer's step is
-several for each variable. Here all variables that are updated element by element lie in one flat
-vector, and Muon's matrices in one stack for each size; the optimizer is Keras's own, or `Muon`,
-built on those. Elementwise updates, the norm of all gradients and batched matrix products do not
-depend on how variables are grouped, so the mathematics is the same up to rounding.
+several for each variable. Here all variables that are updated alike lie in one flat vector; the
+optimizer is Keras's own, or `Muon`, built on those. Elementwise updates and the norm of all
+gradients do not depend on how variables are grouped, and matrices are made orthogonal in batches
+all the same, so the mathematics does not change but for rounding.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +21,21 @@ import keras
 
 from trainer.muon import Muon
 
+# What a batch of matrices costs however small they are (five iterations of five kernels), in
+# multiply-accumulates that a GPU does in that time: of more than that zeros are not worth it.
+_BATCH_COST = 6e9
+
 
 class Group(NamedTuple):
-    """Variables that lie in one array.
+    """Variables that lie in one flat vector.
 
     Attributes:
       name: Of the packed variable.
       members: Indices of the network's trainable variables, in order.
-      size: (n, m) of the matrices of a stack, n <= m; None for a flat vector.
     """
 
     name: str
     members: list[int]
-    size: tuple[int, int] | None
 
 
 class Packing:
@@ -41,8 +44,8 @@ class Packing:
     Args:
       network: Whose trainable variables are packed.
       plain: The network's optimizer, built: as a checkpoint has it.
-      build_optimizer: Makes an optimizer of the same settings for packed variables. Gets the
-        factors of Muon's updates, see `trainer.muon.Muon`.
+      build_optimizer: Makes an optimizer of the same settings; see
+        `trainer.schedule.build_optimizer` for its argument `muon`.
 
     Attributes:
       plain: See above.
@@ -54,73 +57,34 @@ class Packing:
         self,
         network: keras.Model,
         plain: keras.optimizers.Optimizer,
-        build_optimizer: Callable[[dict[str, list[float]]], keras.optimizers.Optimizer],
+        build_optimizer: Callable[..., keras.optimizers.Optimizer],
     ) -> None:
         self._variables = network.trainable_variables
         self.plain = plain
         self.groups = self._grouped()
-        self.optimizer = build_optimizer(
-            {group.name: self._scales(group) for group in self.groups if group.size}
-        )
+        members = {
+            group.name: [self._variables[index] for index in group.members]
+            for group in self.groups
+            if "matrices" in group.name
+        }
+        self.optimizer = build_optimizer(muon=functools.partial(_PackedMuon, plain, members))
         self.optimizer.exclude_from_weight_decay(var_names=["undecayed"])
         packed = self.pack([variable.value for variable in self._variables])
         self.optimizer.build(
             [keras.Variable(value, name=group.name) for group, value in zip(self.groups, packed)]
         )
 
-    def pack(self, values: Sequence[jax.Array]) -> list[jax.Array]:
+    def pack(self, values: Sequence[Any]) -> list[jax.Array]:
         """Joins one array for each variable, of its shape, to one for each group, float32."""
         return [self._pack(group, values) for group in self.groups]
 
-    def _pack(self, group: Group, values: Sequence[Any]) -> jax.Array:
-        parts = []
-        for index in group.members:
-            value = jnp.asarray(values[index]).astype(jnp.float32)
-            if group.size is None:
-                parts.append(value.ravel())
-                continue
-            matrices = self._muon.matrices(self._variables[index], value)
-            is_tall = matrices.shape[1] > matrices.shape[2]
-            parts.append(matrices.swapaxes(1, 2) if is_tall else matrices)
-        return jnp.concatenate(parts)
-
-    def unpack(
-        self, packed: Sequence[jax.Array], dtypes: Sequence[Any] | None = None
-    ) -> list[jax.Array]:
-        """Takes apart what `pack` joins.
-
-        Args:
-          packed: One array for each group.
-          dtypes: Of each variable; float32 by default. A group is cast as a whole.
-
-        Returns:
-          One array for each variable, of its shape.
-        """
+    def unpack(self, packed: Sequence[jax.Array]) -> list[jax.Array]:
+        """Takes one array for each group apart into what `pack` has joined to it."""
         values: list[Any] = [None] * len(self._variables)
         for group, array in zip(self.groups, packed):
-            for index, value in self._unpack(group, array, dtypes):
+            for index, value in self._unpack(group, array):
                 values[index] = value
         return values
-
-    def _unpack(
-        self, group: Group, array: jax.Array, dtypes: Sequence[Any] | None = None
-    ) -> Iterator[tuple[int, jax.Array]]:
-        wanted = {index: dtypes[index] if dtypes else array.dtype for index in group.members}
-        cast = {dtype: array.astype(dtype) for dtype in set(wanted.values())}
-        start = 0
-        for index in group.members:
-            shape = self._variables[index].shape
-            if group.size is None:
-                number = math.prod(shape)
-                value = cast[wanted[index]][start : start + number]
-            else:
-                inputs, number, outputs = self._muon.matrix_shape(self._variables[index])
-                value = cast[wanted[index]][start : start + number]
-                if inputs > outputs:
-                    value = value.swapaxes(1, 2)
-                value = value.transpose(1, 0, 2)
-            yield index, value.reshape(shape)
-            start += number
 
     def load(self) -> None:
         """Sets the packed optimizer's variables to what the plain one's are."""
@@ -139,6 +103,20 @@ class Packing:
                     for index, value in self._unpack(group, variable.value):
                         plain[index].assign(value)
 
+    def _pack(self, group: Group, values: Sequence[Any]) -> jax.Array:
+        parts = [jnp.ravel(jnp.asarray(values[index])) for index in group.members]
+        return jnp.concatenate([part.astype(jnp.float32) for part in parts])
+
+    def _unpack(
+        self, group: Group, array: jax.Array
+    ) -> Iterator[tuple[int, jax.Array]]:
+        start = 0
+        for index in group.members:
+            shape = self._variables[index].shape
+            end = start + math.prod(shape)
+            yield index, array[start:end].reshape(shape)
+            start = end
+
     def _slots(self) -> Iterator[tuple[Sequence[Any], Sequence[Any]]]:
         """What either optimizer keeps for each of its variables: the packed one's, the plain's."""
         names = ["_momentums", "_velocities"]
@@ -147,28 +125,97 @@ class Packing:
         for name in names:
             yield getattr(self.optimizer, name), getattr(self.plain, name)
 
-    @property
-    def _muon(self) -> Muon:
-        assert isinstance(self.plain, Muon)
-        return self.plain
-
-    def _scales(self, group: Group) -> list[float]:
-        scales: list[float] = []
-        for index in group.members:
-            inputs, parts, outputs = self._muon.matrix_shape(self._variables[index])
-            scales += parts * [max(1.0, outputs / inputs) ** 0.5]
-        return scales
-
     def _grouped(self) -> list[Group]:
-        members: dict[tuple[str, tuple[int, int] | None], list[int]] = defaultdict(list)
+        members: dict[str, list[int]] = defaultdict(list)
         for index, variable in enumerate(self._variables):
-            decayed = "decayed" if self.plain._use_weight_decay(variable) else "undecayed"
-            size = None
+            name = "decayed" if self.plain._use_weight_decay(variable) else "undecayed"
             if isinstance(self.plain, Muon) and not self.plain.is_adams(variable):
-                inputs, _, outputs = self.plain.matrix_shape(variable)
-                size = (min(inputs, outputs), max(inputs, outputs))
-            members[decayed, size].append(index)
-        return [
-            Group(decayed if size is None else f"{decayed}_{size[0]}x{size[1]}", indices, size)
-            for (decayed, size), indices in members.items()
-        ]
+                name += "_matrices"
+            members[name].append(index)
+        return [Group(name, indices) for name, indices in members.items()]
+
+
+class _PackedMuon(Muon):
+    """`Muon` on the flat vectors of a `Packing`.
+
+    Args:
+      plain: Knows the matrices of each kernel.
+      members: Name of a vector of matrices -> the kernels in it, in order.
+      *args: `Muon` arguments.
+      **kwargs: `Muon` arguments.
+    """
+
+    def __init__(
+        self, plain: Muon, members: dict[str, list[keras.Variable]], *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._plain = plain
+        self._members = members
+
+    def is_adams(self, variable: Any) -> bool:
+        return variable.name not in self._members
+
+    def orthogonal_update(self, variable: Any, update: Any) -> Any:
+        """Does so for all matrices of a vector, batch by batch."""
+        kernels, start = self._members[variable.name], 0
+        cut = []  # [parts, smaller, larger] of each kernel
+        for kernel in kernels:
+            end = start + math.prod(kernel.shape)
+            matrices = self._plain.matrices(kernel, update[start:end].reshape(kernel.shape))
+            cut.append(matrices.swapaxes(1, 2) if self._is_tall(kernel) else matrices)
+            start = end
+        result: list[Any] = [None] * len(kernels)
+        for batch in _batches([matrices.shape for matrices in cut]):
+            height, width = (max(cut[i].shape[axis] for i in batch) for axis in (1, 2))
+            # Zeros around a matrix stay zeros, and change nothing in it.
+            stack = jnp.concatenate([_padded(cut[i], height, width) for i in batch])
+            stack, start = self.orthogonal(stack), 0
+            for i in batch:
+                number, rows, columns = cut[i].shape
+                part = stack[start : start + number, :rows, :columns]
+                part = part.swapaxes(1, 2) if self._is_tall(kernels[i]) else part
+                scale = self._plain.scale(kernels[i])
+                result[i] = self._plain.values(kernels[i], part * scale).ravel()
+                start += number
+        return jnp.concatenate(result)
+
+    def _is_tall(self, kernel: Any) -> bool:
+        inputs, _, outputs = self._plain.matrix_shape(kernel)
+        return inputs > outputs
+
+
+def _padded(matrices: jax.Array, height: int, width: int) -> jax.Array:
+    _, rows, columns = matrices.shape
+    return jnp.pad(matrices, ((0, 0), (0, height - rows), (0, width - columns)))
+
+
+def _batches(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Groups matrices so that computing them, padded to the largest of a group, costs least.
+
+    Args:
+      shapes: (number, rows, columns) of each kernel's matrices, rows <= columns.
+
+    Returns:
+      Indices of the kernels in each batch.
+    """
+
+    def cost(batch: list[int]) -> float:
+        rows, columns = (max(shapes[i][axis] for i in batch) for axis in (1, 2))
+        number = sum(shapes[i][0] for i in batch)
+        return _BATCH_COST + 5 * number * rows**2 * (2 * columns + rows)
+
+    by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, shape in enumerate(shapes):
+        by_size[tuple(shape[1:])].append(i)
+    batches = list(by_size.values())
+    while len(batches) > 1:
+        gains = {
+            (i, j): cost(batches[i]) + cost(batches[j]) - cost(batches[i] + batches[j])
+            for j in range(len(batches))
+            for i in range(j)
+        }
+        (i, j), gain = max(gains.items(), key=lambda item: item[1])
+        if gain <= 0:
+            break
+        batches[i] += batches.pop(j)
+    return batches

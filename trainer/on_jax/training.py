@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +35,8 @@ class Split(NamedTuple):
 
     def on_device(self) -> Split:
         """Copies it to the device."""
-        return Split(jnp.asarray(self.images), jnp.asarray(self.labels, jnp.int32))
+        split = Split(self.images, np.asarray(self.labels, np.int32))
+        return jax.device_put(split, jax.devices()[0])
 
 
 class State(NamedTuple):
@@ -61,6 +65,21 @@ class Draws(NamedTuple):
     seeds: np.ndarray
 
 
+@contextlib.contextmanager
+def _on_host() -> Iterator[None]:
+    """Computes on the CPU meanwhile, by programs that are compiled in no time and run once.
+
+    That is for initial values: each is a program of its own, a hundred in all.
+    """
+    quickly = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        with jax.default_device(jax.devices("cpu")[0]):
+            yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", quickly)
+
+
 class Training:
     """A preset's network and optimizer, as compiled functions of a state.
 
@@ -86,17 +105,18 @@ class Training:
     ):
         self.steps = len(train.labels) // preset.batch_size
         self.preset, self.seed, self.num_classes = preset, seed, num_classes
-        self.network = build_model(preset, num_classes=num_classes, seed=seed, plain=plain)
         self.loss = schedule.build_loss(preset)
         optimizer = schedule.build_optimizer(preset, steps_per_epoch=self.steps)
-        # So that Keras saves the optimizer's state beside the weights.
-        self.network.compile(optimizer, self.loss)
-        optimizer.build(self.network.trainable_variables)
-        self._packing = Packing(
-            self.network,
-            optimizer,
-            lambda stacks: schedule.build_optimizer(preset, steps_per_epoch=None, stacks=stacks),
-        )
+        with _on_host():
+            self.network = build_model(preset, num_classes=num_classes, seed=seed, plain=plain)
+            # So that Keras saves the optimizer's state beside the weights.
+            self.network.compile(optimizer, self.loss)
+            optimizer.build(self.network.trainable_variables)
+            self._packing = Packing(
+                self.network,
+                optimizer,
+                functools.partial(schedule.build_optimizer, preset, steps_per_epoch=None),
+            )
         self._mixing = Mixing(preset, num_classes) if preset.mixes_labels else None
         # In one pass over whole numbers: 50,000 images as floats would be half a gigabyte.
         levels = np.arange(256)
@@ -111,13 +131,15 @@ class Training:
         self._count_hits = jax.jit(self._hits)
 
     def state(self) -> State:
-        """Copies the variables' values."""
-        self._packing.load()
-        return State(
-            self._packing.pack([v.value for v in self.network.trainable_variables]),
-            [jnp.array(v.value) for v in self.network.non_trainable_variables],
-            [jnp.array(v.value) for v in self._packing.optimizer.variables],
-        )
+        """Copies the variables' values to the device."""
+        with _on_host():
+            self._packing.load()
+            state = State(
+                self._packing.pack([v.value for v in self.network.trainable_variables]),
+                [jnp.array(v.value) for v in self.network.non_trainable_variables],
+                [jnp.array(v.value) for v in self._packing.optimizer.variables],
+            )
+        return jax.device_put(state, jax.devices()[0])
 
     def assign(self, state: State) -> None:
         """Sets the variables to a state."""
@@ -169,7 +191,7 @@ class Training:
     def begin(self, state: State, epoch: int) -> State:
         """Sets the random generators of augmentation and dropout to an epoch's first draws."""
         generators = [
-            jnp.array([value[0], epoch * _DRAWS_PER_EPOCH], value.dtype)
+            value.at[1].set(epoch * _DRAWS_PER_EPOCH)
             if variable.name == "seed_generator_state"
             else value
             for variable, value in zip(self.network.non_trainable_variables, state.non_trainable)
