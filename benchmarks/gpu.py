@@ -37,7 +37,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several proce
 warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
 
 _IMAGES = 25_600  # of a timed epoch
-_CANDIDATE_SECONDS = 15.0
+_CANDIDATE_SECONDS = 12.0
 _COMMAND_BUFFERS = (
     "--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,WHILE,"
     "DYNAMIC_SLICE_FUSION"
@@ -56,6 +56,7 @@ class Program:
       policy: Keras dtype policy.
       plain: As the reference computes it, see `trainer.model.build_model`.
       flags: Of XLA.
+      cudnn_attention: Whether cuDNN's fused kernel is in the place of `compact_layers.attend`.
       candidate: Whether to train with it for `_CANDIDATE_SECONDS`.
     """
 
@@ -64,6 +65,7 @@ class Program:
     policy: str = "mixed_bfloat16"
     plain: bool = False
     flags: str = ""
+    cudnn_attention: bool = False
     candidate: bool = False
 
 
@@ -81,9 +83,7 @@ PROGRAMS = {
     "notebook, 256, float32": Program("notebook", policy="float32"),
     "compact_long, 128": Program("compact_long", candidate=True),
     "compact_long, 128, command buffers": Program("compact_long", flags=_COMMAND_BUFFERS),
-    "compact_long, 512": Program(
-        "compact_long", _batch(512, learning_rate=0.024), candidate=True
-    ),
+    "compact_long, 512": Program("compact_long", _batch(512, learning_rate=0.024), candidate=True),
     "compact_wide, 128": Program("compact_wide", candidate=True),
     "compact_wide, 256": Program("compact_wide", _batch(256, learning_rate=0.017), candidate=True),
     "compact_wide, 256, command buffers": Program(
@@ -97,9 +97,16 @@ PROGRAMS = {
     "compact_wide, 256, four blocks": Program(
         "compact_wide",
         _batch(
-            256, learning_rate=0.017, transformer_layers=4, tokenizer_residual_pairs=(0, 1, 1)
+            256,
+            learning_rate=0.017,
+            transformer_layers=4,
+            transformer_units=(448, 256),
+            tokenizer_residual_pairs=(0, 1, 1),
         ),
         candidate=True,
+    ),
+    "compact_wide, 256, cuDNN's attention": Program(
+        "compact_wide", _batch(256), cudnn_attention=True
     ),
     "compact_wide, 1024": Program("compact_wide", _batch(1024)),
 }
@@ -191,8 +198,12 @@ def worker(options: argparse.Namespace) -> None:
         say(json.dumps(result))
     if not program.candidate:
         return
-    with _turn(options.out, len(PROGRAMS) + index):
-        if time.time() + _CANDIDATE_SECONDS < deadline:
+    while len(_read(options.out / "rates.jsonl")) < len(list(options.out.glob("ready-*"))):
+        if time.time() + 2 * options.candidate_seconds > deadline:
+            break
+        time.sleep(0.1)  # rates of all come first
+    with _turn(options.out, index):
+        if time.time() + options.candidate_seconds < deadline:
             outcome = _fit_for(training, options.candidate_seconds, validation)
             _append(options.out / "candidates.jsonl", {"program": options.program, **outcome})
             say("CANDIDATE", options.program, json.dumps(outcome))
@@ -228,13 +239,12 @@ def _fit_for(training: Any, seconds: float, validation: Any) -> dict[str, Any]:
 
 def train(options: argparse.Namespace) -> None:
     """Trains to the end what fits: twice in about a minute, then with all the time that is left."""
-    rates = {r["program"]: r["images_per_second"] for r in _read(options.out / "rates.jsonl")}
-    short = _best(options.out, rates, _SHORT)
+    short = _best(options.out, _SHORT)
     end = STARTED + options.seconds
     for name, program, limit in (
         ("first start", short, 72.0),
         ("second start", short, 43.0),
-        ("long", _best(options.out, rates, _LONG), None),
+        ("long", _best(options.out, _LONG), None),
     ):
         if (options.out / f"training-{name.replace(' ', '-')}.json").exists():
             continue
@@ -252,8 +262,6 @@ def train(options: argparse.Namespace) -> None:
             name,
             "--limit",
             str(limit),
-            "--rate",
-            str(rates.get(program, 0)),
         )
         if code := process.wait():
             say(name, "ended:", code)
@@ -261,15 +269,20 @@ def train(options: argparse.Namespace) -> None:
 
 # Of the programs, what could be trained: in a minute, and in ten.
 _SHORT = ("compact_long, 128", "compact_long, 512", "compact_wide, 256")
-_LONG = ("compact_wide, 256", "compact_wide, 256, no depthwise convolution", "compact_wide, 128")
+_LONG = (
+    "compact_wide, 256",
+    "compact_wide, 256, no depthwise convolution",
+    "compact_wide, 256, four blocks",
+    "compact_wide, 128",
+)
 
 
-def _best(out: Path, rates: dict[str, float], names: Sequence[str]) -> str:
+def _best(out: Path, names: Sequence[str]) -> str:
     """The candidate of the highest validation accuracy, or the first where none was trained."""
     found = {
         result["program"]: result["validation_top_1_accuracy"]
         for result in _read(out / "candidates.jsonl")
-        if result["program"] in names and result["program"] in rates
+        if result["program"] in names
     }
     return max(found, key=lambda name: found[name]) if found else names[0]
 
@@ -285,7 +298,7 @@ def one(options: argparse.Namespace) -> None:
     jax.config.update("jax_compilation_cache_dir", str(options.out / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     program = PROGRAMS[options.program]
-    training, split = _training(program, _images(options.data, "train"))
+    training, _ = _training(program, _images(options.data, "train"))
     from trainer.on_jax.training import Split
 
     test = Split(*_images(options.data, "test")).on_device()
@@ -293,10 +306,16 @@ def one(options: argparse.Namespace) -> None:
     # Compiles; no step is taken.
     state, _ = training.run(training.begin(state, 0), training.draws(0), _flat(training), 0, 0)
     training.evaluate(state, test)
+    began, tried = time.time(), min(100, training.steps)
+    state, _ = training.run(state, training.draws(0), _flat(training), 0, tried)
+    per_epoch = (time.time() - began) / tried * training.steps
+    began = time.time()
+    training.evaluate(state, test)
+    evaluation = time.time() - began
+    state = training.state()
     ready = time.time() - STARTED
-    per_epoch = len(split.labels) / options.rate if options.rate else 30.0
-    left = options.limit - ready - 2.0
-    epochs = max(2, int(left / (1.02 * per_epoch + 0.01)))
+    left = options.limit - ready - 1.5 - (options.evaluations + 1) * evaluation
+    epochs = max(2, int(left / (1.02 * per_epoch + 0.02)))
     preset = dataclasses.replace(training.preset, epochs=epochs)
     say(f"{options.name}: ready after {ready:.1f} s; {epochs} epochs of {per_epoch:.2f} s")
     history: list[dict[str, Any]] = []
@@ -363,10 +382,26 @@ def _training(program: Program, data: tuple[Any, Any]) -> tuple[Any, Any]:
     )
     on_gpu = jax.default_backend() != "cpu"
     keras.config.set_dtype_policy(program.policy if on_gpu else "float32")
+    if program.cudnn_attention:
+        _use_cudnn_attention()
     split = Split(*data)
     if len(split.labels) < preset.batch_size:
         preset = dataclasses.replace(preset, batch_size=len(split.labels))
     return Training(preset, split, 100, 0, plain=program.plain), split
+
+
+def _use_cudnn_attention() -> None:
+    import jax
+
+    from trainer import compact_layers
+
+    def attend(projections: Any, tokens: int, num_heads: int, key_dim: int) -> Any:
+        shape = (-1, tokens, 3, num_heads, key_dim)
+        query, key, value = (projections.reshape(shape)[:, :, i] for i in range(3))
+        mixed = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        return mixed.reshape(-1, num_heads * key_dim)
+
+    compact_layers.attend = attend
 
 
 def _flat(training: Any) -> Any:
@@ -450,7 +485,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--program")
     parser.add_argument("--name")
     parser.add_argument("--limit", type=float)
-    parser.add_argument("--rate", type=float)
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.rehearse:

@@ -217,7 +217,11 @@ def _normalize_rows(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
             scaled = upstream * gamma
             rest = ops.mean(scaled, axis=1, keepdims=True)
             along = ops.mean(scaled * standard, axis=1, keepdims=True)
-            return ops.cast((scaled - rest - standard * along) * inverse, x.dtype), of_gamma, of_beta
+            return (
+                ops.cast((scaled - rest - standard * along) * inverse, x.dtype),
+                of_gamma,
+                of_beta,
+            )
 
         return ops.cast(normalized, x.dtype), gradient
 

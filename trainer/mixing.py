@@ -87,7 +87,9 @@ class Mixing:
         cut = 1 - ops.cast(inside, "float32")
         if self._mixup is None:
             return cut
-        return ops.where(_of_images(coin) < 0.5, _of_images(ops.take(self._mixup, level)) * one, cut)
+        return ops.where(
+            _of_images(coin) < 0.5, _of_images(ops.take(self._mixup, level)) * one, cut
+        )
 
 
 def _beta_quantiles(alpha: float) -> np.ndarray | None:

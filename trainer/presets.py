@@ -231,7 +231,8 @@ ON_GPU = "notebook"
 MINUTES_ON_CPU = {"compact": 10, "compact_long": 120}
 
 PRESETS: dict[str, Preset] = {
-    preset.name: preset for preset in (_NOTEBOOK, _TINY, _COMPACT, _COMPACT_LONG, _COMPACT_WIDE, _VIT_CIFAR)
+    preset.name: preset
+    for preset in (_NOTEBOOK, _TINY, _COMPACT, _COMPACT_LONG, _COMPACT_WIDE, _VIT_CIFAR)
 }
 
 

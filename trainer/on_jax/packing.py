@@ -107,9 +107,7 @@ class Packing:
         parts = [jnp.ravel(jnp.asarray(values[index])) for index in group.members]
         return jnp.concatenate([part.astype(jnp.float32) for part in parts])
 
-    def _unpack(
-        self, group: Group, array: jax.Array
-    ) -> Iterator[tuple[int, jax.Array]]:
+    def _unpack(self, group: Group, array: jax.Array) -> Iterator[tuple[int, jax.Array]]:
         start = 0
         for index in group.members:
             shape = self._variables[index].shape
