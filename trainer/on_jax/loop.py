@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib import metadata
 
 import jax
 import numpy as np
@@ -54,7 +55,7 @@ def run(folder: Folder) -> None:
         precision=policy,
         device=devices[0].device_kind,
         devices=len(devices),
-        versions={"jax": jax.__version__, "jaxlib": jax.lib.__version__},
+        versions={name: metadata.version(name) for name in ("jax", "jaxlib")},
         probabilities=training.probabilities(validation.images[:_KNOWN_ANSWERS]).tolist(),
     )
     folder.write_result(result, weights.pack(training.network))
