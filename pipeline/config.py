@@ -14,7 +14,7 @@ from typing import Any
 from components.converter import formats
 from components.dataset.format import NUM_FINE_CLASSES
 from components.dataset.locate import SYNTHETIC
-from trainer import presets
+from trainer import engines, presets
 from trainer.preset import OVERRIDES, Preset
 
 VERBOSITIES = ("quiet", "info", "debug")
@@ -80,6 +80,13 @@ class PipelineConfig:
     )
     weight_decay: float | None = knob(
         None, "model", "decoupled weight decay; default: the preset's", metavar="X"
+    )
+    engine: str = knob(
+        engines.AUTO,
+        "model",
+        "what trains: tensorflow, jax (in a process of its own; make setup GPU=1 installs it with "
+        "CUDA), or auto, which is jax where that sees a GPU",
+        choices=engines.ENGINES,
     )
     seed: int = knob(0, "model", "fixes initial weights, shuffling and augmentation", metavar="N")
     tune: int | None = knob(

@@ -74,6 +74,7 @@ def translate(
         pipeline_root=config.pipeline_root,
         data=data,
         preset=preset,
+        engine=config.engine,
         seed=config.seed,
         gate=graph.Gate(
             min_top_1_accuracy=preset.min_top_1_accuracy,

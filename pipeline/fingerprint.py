@@ -12,7 +12,8 @@ from pathlib import Path
 
 from trainer import presets
 
-# Their versions count as code: another line of TFX in the same place starts anew.
+# Their versions count as code: another line of TFX in the same place starts anew. JAX's does not,
+# which need not be where a pipeline is compiled.
 _LIBRARIES = ("tensorflow", "keras", "tensorflow-transform")
 _TRAINER = Path(presets.__file__).parent
 
@@ -24,7 +25,7 @@ def preprocessing_code() -> str:
 
 def training_code() -> str:
     """Identifies the code that Trainer runs."""
-    return _digest(sorted(_TRAINER.glob("*.py")))
+    return _digest(sorted(_TRAINER.rglob("*.py")))
 
 
 def _digest(files: list[Path]) -> str:
@@ -32,5 +33,5 @@ def _digest(files: list[Path]) -> str:
     for package in _LIBRARIES:
         digest.update(f"{package} {metadata.version(package)}\0".encode())
     for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        digest.update(str(file.relative_to(_TRAINER)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -102,6 +102,7 @@ def create_pipeline(
     pipeline_root: str,
     data: DataSource,
     preset: Preset,
+    engine: str,
     seed: int,
     gate: Gate,
     serving_dir: str,
@@ -122,6 +123,7 @@ def create_pipeline(
       pipeline_root: Folder or URI for the artifacts.
       data: What to train on.
       preset: The model and how to train it.
+      engine: What trains it, of `trainer.engines.ENGINES`.
       seed: Fixes initial weights, shuffling, dropout and augmentation.
       gate: What the model must reach.
       serving_dir: TF Serving's model base path; each push adds a version.
@@ -179,6 +181,7 @@ def create_pipeline(
     custom_config = {
         "preset": preset.name,
         **{name: getattr(preset, name) for name in OVERRIDES},
+        "engine": engine,
         "seed": seed,
         "checkpoint_dir": checkpoint_dir,
         "code": training_code,

@@ -201,6 +201,7 @@ def pipeline_parameters(
         Parameter(
             "weight_decay", float(preset.weight_decay), "decoupled", training("weight_decay")
         ),
+        Parameter("engine", config.engine, "auto, tensorflow or jax", training("engine")),
         Parameter("seed", config.seed, "of everything random", training("seed")),
         Parameter(
             "min_top_1_accuracy",

@@ -23,7 +23,7 @@ from components.dataset.format import (
 from pipeline import command_line, console
 from pipeline import config as pipeline_config
 from pipeline.interruption import interruptible
-from trainer import hyperparameters, presets
+from trainer import engines, hyperparameters, presets
 from trainer.preset import Preset
 
 ARGUMENTS_VARIABLE = "VIT_PIPELINE_ARGS"
@@ -86,13 +86,19 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
         _fail(error)
 
     # Only now: importing TFX takes longer than finding out that the data are not there.
+    engines.share_gpus()
     with console.importing(config.verbosity):
         import tensorflow as tf
 
         from pipeline import execution
         from pipeline.run_history import PipelineBusyError
 
-        gpus = len(tf.config.list_physical_devices("GPU"))
+        # JAX may see GPUs where TensorFlow was installed without CUDA.
+        try:
+            on_jax = engines.choose(config.engine) == engines.JAX
+        except engines.EngineError as error:
+            _fail(error)
+        gpus = engines.accelerators() if on_jax else len(tf.config.list_physical_devices("GPU"))
 
     train_file = dataset.folder / TRAIN_FILE
     images = count_records(train_file.stat().st_size, str(train_file))
@@ -125,7 +131,7 @@ def choose_training(
     Args:
       config: The run's configuration.
       images: In the file of training images.
-      gpus: GPUs that TensorFlow sees.
+      gpus: GPUs that the engine sees.
       cpus: Cores.
 
     Returns:

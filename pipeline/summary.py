@@ -14,7 +14,9 @@ from components.dataset.locate import SYNTHETIC
 from pipeline.console import box, count
 from pipeline.graph import TOP_1, TOP_5
 from pipeline.run_history import Run
-from trainer import presets
+from trainer import engines, presets
+
+_ENGINES = {engines.TENSORFLOW: "TensorFlow", engines.JAX: "JAX"}
 
 _Slice = tuple[str, "int | None"]
 _Metrics = dict[str, float]
@@ -67,8 +69,15 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
         f"{epoch[f'val_{TOP_1}']:.3f}  top-5 {epoch[f'val_{TOP_5}']:.3f}   {epoch['seconds']:.0f} s"
         for epoch in history
     ]
+    version = training["versions"][training["engine"]]
+    engine = f"trained with {_ENGINES[training['engine']]} {version} on {_device(training)}"
     shown = rows if len(rows) <= 6 else [*rows[:2], "...", *rows[-3:]]
-    return [head, *shown]
+    return [head, engine, *shown]
+
+
+def _device(training: dict[str, Any]) -> str:
+    device = "the CPU" if training["device"] == "cpu" else training["device"]
+    return device if training["devices"] == 1 else f"{training['devices']} x {device}"
 
 
 def _start_lines(run: Run, training: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,11 +31,12 @@ print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
 """
 
 
-def imported(*what: str) -> list[str]:
+def imported(*what: str, backend: str = "tensorflow") -> list[str]:
     """Top-level modules in a process after `import`ing modules or `run`ning one with arguments."""
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(what)],
         cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
         timeout=120,
@@ -88,6 +90,17 @@ def test_imports(names: list[str], present: str, absent: tuple[str, ...]):
     found = imported("import", *names)
     assert present in found
     assert [name for name in absent if name in found] == []
+
+
+def test_training_with_jax_imports_no_tensorflow():
+    found = imported("import", *modules("trainer/on_jax"), backend="jax")
+    assert {"jax", "keras", "trainer"} <= set(found)
+    assert [name for name in ("tensorflow", "tensorflow_transform", *TFX) if name in found] == []
+
+
+def test_what_is_shared_with_the_process_of_jax_imports_neither():
+    found = imported("import", "trainer.on_jax.process", "trainer.engines")
+    assert [name for name in ("jax", *TENSORFLOW) if name in found] == []
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 # Needs uv (the project's own .venv has one) and a package index; which Pythons are installed does not matter, because
 # uv resolves for the version and platform named here. Versions already locked are kept where the .in files still
 # allow them; `make lock UPGRADE=1` takes the newest allowed ones, `make lock UPGRADE=NAME` those of one package.
-# The -gpu files hold only what `tensorflow[and-cuda]` adds to the file beside them; the -tools files name the packages
+# The -gpu files hold only what the lines' -gpu.in files add to the file beside them; the -tools files name the packages
 # in it that are there for tests and lint alone, and that the container image leaves out.
 set -eu
 cd "$(dirname "$0")/../requirements"
@@ -38,7 +38,7 @@ lock() { # lock LINE PYTHON PLATFORM
     gpu=${base%.txt}-gpu.txt tools=${base%.txt}-tools.txt
     compile "$2" "$3" "$base" "$1.in" common.in tools.in
     # shellcheck disable=SC2046  # one option for each name in the base file
-    compile "$2" "$3" "$gpu" gpu.in -c "$base" \
+    compile "$2" "$3" "$gpu" "$1-gpu.in" -c "$base" \
         $(names "$base" | sed 's/^/--no-emit-package /')
     sed -i '/^# The following packages were excluded/,$d' "$gpu"
     compile "$2" "$3" run.tmp "$1.in" common.in -c "$base"

@@ -1,4 +1,7 @@
-"""What happens beside the training steps: progress, and a history that survives interruptions."""
+"""What happens beside the training steps: progress, and a history that survives interruptions.
+
+On any backend; a training with JAX calls what is a callback of Keras itself.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import ctypes
 import ctypes.util
 import gc
 import json
+import math
+import os
 import sys
 import time
+from pathlib import Path
 
 import keras
-import tensorflow as tf
+import numpy as np
 
 from trainer import schedule
 from trainer.preset import Preset
@@ -24,6 +30,45 @@ _DRAWS_PER_EPOCH = 1 << 20
 
 class CheckpointError(RuntimeError):
     """What a training continues from could not be written."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is no number any more, and no later step would make it one.
+
+    Args:
+      epoch: Of the step, from 0.
+      step: From 0.
+      loss: What it was.
+    """
+
+    def __init__(self, epoch: int, step: int, loss: float):
+        super().__init__(
+            f"the loss is {loss} at step {step + 1} of epoch {epoch + 1}: train with a lower "
+            "--learning_rate, or with a preset that has a gradient_clip_norm or float32 in place "
+            "of mixed_precision."
+        )
+
+
+class FiniteLoss(keras.callbacks.Callback):
+    """Ends a training whose loss is no number any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Remembers which it is."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Looks at the epoch's mean so far, in which every loss is.
+
+        Raises:
+          NonFiniteLossError: It is not finite.
+        """
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(self._epoch, batch, loss)
 
 
 class HistoryFile(keras.callbacks.Callback):
@@ -46,8 +91,7 @@ class HistoryFile(keras.callbacks.Callback):
           finished: How many the restored checkpoint counts. Of an epoch after those the metrics
             may have been written and the checkpoint not: it will be trained again.
         """
-        with tf.io.gfile.GFile(self._path) as file:
-            self.epochs = json.loads(file.read())[:finished]
+        self.epochs = json.loads(Path(self._path).read_text())[:finished]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Starts the epoch's clock."""
@@ -58,10 +102,10 @@ class HistoryFile(keras.callbacks.Callback):
         seconds = time.monotonic() - self._epoch_began
         metrics = {name: round(float(value), 6) for name, value in (logs or {}).items()}
         self.epochs.append({"epoch": epoch + 1, **metrics, "seconds": round(seconds, 1)})
-        tf.io.gfile.makedirs(self._path.rpartition("/")[0])
-        with tf.io.gfile.GFile(f"{self._path}.partial", "w") as file:
-            file.write(json.dumps(self.epochs, indent=1) + "\n")
-        tf.io.gfile.rename(f"{self._path}.partial", self._path, overwrite=True)
+        partial = Path(f"{self._path}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(self.epochs, indent=1) + "\n")
+        partial.replace(self._path)
 
 
 def log_epochs(epochs: list[dict[str, float]], log_dir: str) -> None:
@@ -71,11 +115,13 @@ def log_epochs(epochs: list[dict[str, float]], log_dir: str) -> None:
       epochs: From `HistoryFile`.
       log_dir: The callback's.
     """
+    import tensorflow as tf  # only where it is the backend
+
     for part, prefix in (("train", ""), ("validation", "val_")):
         with tf.summary.create_file_writer(f"{log_dir}/{part}").as_default():
             for metrics in epochs:
-                for name in metrics:
-                    if f"val_{name}" in metrics:
+                for name in (key[4:] for key in metrics if key.startswith("val_")):
+                    if prefix + name in metrics:
                         value, step = metrics[prefix + name], int(metrics["epoch"]) - 1
                         tf.summary.scalar(f"epoch_{name}", value, step=step)
 
@@ -119,22 +165,21 @@ class Checkpoint(keras.callbacks.Callback):
         earlier = self._saved()
         partial = f"{self._folder}/partial.weights.h5"
         try:
-            tf.io.gfile.makedirs(self._folder)
+            os.makedirs(self._folder, exist_ok=True)
             self.model.save_weights(partial, overwrite=True)
-            tf.io.gfile.rename(partial, f"{self._folder}/epoch-{epoch + 1:06}.weights.h5")
-        except (OSError, RuntimeError, tf.errors.OpError) as error:  # h5py raises either
-            if tf.io.gfile.exists(partial):
-                tf.io.gfile.remove(partial)
+            os.replace(partial, f"{self._folder}/epoch-{epoch + 1:06}.weights.h5")
+        except (OSError, RuntimeError) as error:  # h5py raises either
+            Path(partial).unlink(missing_ok=True)
             raise CheckpointError(
                 f"the checkpoint of epoch {epoch + 1} could not be written to {self._folder}: "
                 f"{error}. Free space on that disk or make the folder writable, and run again: "
                 f"training goes on after epoch {epoch if earlier else 0}."
             ) from error
         for path in earlier:
-            tf.io.gfile.remove(path)
+            os.remove(path)
 
     def _saved(self) -> list[str]:
-        return sorted(tf.io.gfile.glob(f"{self._folder}/epoch-*.weights.h5"))
+        return sorted(str(path) for path in Path(self._folder).glob("epoch-*.weights.h5"))
 
 
 def return_freed_memory() -> None:
@@ -191,13 +236,29 @@ class TimeBudget(keras.callbacks.Callback):
     def __init__(self, preset: Preset, spent: float = 0.0):
         super().__init__()
         self._preset = preset
+        self._total = 60 * preset.train_minutes
         self._seconds = spent
         self._last: float | None = None
 
     @property
     def progress(self) -> float:
         """How much of the time has passed, 0 to 1."""
-        return min(1.0, self._seconds / (60 * self._preset.train_minutes))
+        return min(1.0, self._seconds / self._total)
+
+    @property
+    def seconds_left(self) -> float:
+        """How much of the time has not."""
+        return max(0.0, self._total - self._seconds)
+
+    def add(self, seconds: float) -> None:
+        """Counts steps that were not seen here."""
+        self._seconds += seconds
+
+    def learning_rates(self, steps: int, seconds_per_step: float) -> np.ndarray:
+        """The learning rates of the next steps, float32 [steps], if each takes so long."""
+        progress = (self._seconds + np.arange(steps) * seconds_per_step) / self._total
+        rates = [schedule.learning_rate_at(self._preset, min(1.0, x)) for x in progress]
+        return np.array(rates, np.float32)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Sets the clock to the first step's."""
@@ -239,24 +300,27 @@ class ProgressLines(keras.callbacks.Callback):
         self._budget = budget
         self._epoch = 0
         self._began = 0.0  # of the epoch
-        self._first = 0.0  # end of its first step
+        self._first: tuple[int, float] | None = None  # its first step's number, and end
         self._last = 0.0  # line
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Starts the epoch's clock."""
         self._epoch = epoch + 1
         self._began = time.monotonic()
+        self._first = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Prints where training stands, if the last line is old enough."""
         now = time.monotonic()
-        if batch == 0:
-            self._first = self._last = now  # building the graph says nothing about later steps
+        if self._first is None:
+            self._first = batch, now  # building the graph says nothing about later steps
+            self._last = now
         if now - self._last < _SECONDS_PER_LINE:
             return
         self._last = now
         steps = self.params["steps"]
-        remaining = (now - self._first) / batch * (steps - batch - 1)
+        first, then = self._first
+        remaining = (now - then) / (batch - first) * (steps - batch - 1)
         left = f"{remaining:.0f} s left"
         if self._budget:
             left = f"{self._budget.progress:.0%} of the time"

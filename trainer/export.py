@@ -17,7 +17,6 @@ without keeping its aspect ratio, and rounds to uint8: an image of 32 x 32 passe
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from trainer import inference, preprocessing
+from trainer import inference, preprocessing, weights
 
 SERVING_DEFAULT = "serving_default"
 SERVING_BYTES = "serving_bytes"
@@ -219,19 +218,7 @@ def export_model(
             with tf.io.gfile.GFile(f"{folder}/{name}", "w") as file:
                 file.write(json.dumps(value, indent=1) + "\n")
         with tf.io.gfile.GFile(f"{folder}/{WEIGHTS_FILE}", "wb") as file:
-            file.write(_pack(model))
-
-
-def _pack(model: keras.Model) -> bytes:
-    """The weights as NumPy's npz, in the order of `model.weights`, which is part of their names.
-
-    Not as Keras writes them, by the layers' classes: those depend on more than the architecture
-    (`trainer.model.build_model` computes the same in several ways), and the order does not.
-    """
-    buffer = io.BytesIO()
-    names = (f"{index:04}/{weight.path}" for index, weight in enumerate(model.weights))
-    np.savez(buffer, **dict(zip(names, model.get_weights())))
-    return buffer.getvalue()
+            file.write(weights.pack(model))
 
 
 @contextlib.contextmanager

@@ -19,8 +19,10 @@ import tensorflow_transform as tft
 
 from trainer import (
     callbacks,
+    engines,
     export,
     hyperparameters,
+    jax_engine,
     known_answers,
     model,
     precision,
@@ -36,6 +38,18 @@ if TYPE_CHECKING:
     from tfx.components.trainer.fn_args_utils import FnArgs
 
 
+class Split(NamedTuple):
+    """Examples as they are on disk.
+
+    Attributes:
+      images: String [N], 3,072 raw bytes each.
+      labels: int64 [N].
+    """
+
+    images: Any
+    labels: np.ndarray
+
+
 class Inputs(NamedTuple):
     """What a training reads, whatever its hyperparameters.
 
@@ -43,26 +57,51 @@ class Inputs(NamedTuple):
       transform_output: Transform's result.
       card: The data set's name and class names.
       train: Batches of the train split; `shuffle_seed` gives their order.
-      train_examples: Images of the train split.
+      train_split: The same examples, as a tensor.
       validation: Batches of the validation split.
-      validation_images: The same images, object [N], 3,072 raw bytes each.
+      validation_split: The same examples, as an array.
       base: The model to start from; None to start from random weights.
       seed: Fixes initial weights, dropout and augmentation.
+      engine: What trains, of `trainer.engines`.
+      compiled: Folder of what JAX has compiled, for later trainings.
     """
 
     transform_output: tft.TFTransformOutput
     card: dict[str, Any]
     train: Callable[..., tf.data.Dataset]
-    train_examples: int
+    train_split: Split
     validation: tf.data.Dataset
-    validation_images: np.ndarray
+    validation_split: Split
     base: warm_start.BaseModel | None
     seed: int
+    engine: str
+    compiled: str
 
     @property
     def classes(self) -> int:
         """How many there are."""
         return len(self.card["fine_label_names"])
+
+    @property
+    def train_examples(self) -> int:
+        """Images of the train split."""
+        return len(self.train_split.labels)
+
+
+class Trained(NamedTuple):
+    """What a training has made.
+
+    Attributes:
+      network: Computes in float32.
+      history: Metrics of each epoch.
+      answers: See `trainer.known_answers.compute`; of the engine that has trained.
+      how: The report's `precision`, `device`, `devices` and `versions`.
+    """
+
+    network: keras.Model
+    history: list[dict[str, float]]
+    answers: dict[str, list[Any]]
+    how: dict[str, Any]
 
 
 def run_fn(fn_args: FnArgs) -> None:
@@ -76,14 +115,18 @@ def run_fn(fn_args: FnArgs) -> None:
         `transform_graph_path`, `serving_model_dir`, `model_run_dir` (TensorBoard logs),
         `base_model` (to start from its weights, if it is there), `hyperparameters` (of Tuner, in
         place of the preset's) and `custom_config` with the keys `preset`, those of
-        `trainer.preset.OVERRIDES`, `seed` and `checkpoint_dir`.
+        `trainer.preset.OVERRIDES`, `engine`, `seed` and `checkpoint_dir`.
 
     Raises:
+      trainer.callbacks.NonFiniteLossError: With TensorFlow, the loss is no number any more.
+      trainer.engines.EngineError: The engine cannot be used.
       trainer.export.ExportError: The model could not be exported.
+      trainer.on_jax.process.TrainingError: The training with JAX failed.
       trainer.warm_start.WarmStartError: The model to start from does not fit.
       ValueError: A hyperparameter is out of range, or a split is empty.
     """
     callbacks.return_freed_memory()
+    engines.share_gpus()
     config = fn_args.custom_config
     preset = configured_preset(config)
     tuned = fn_args.hyperparameters["values"] if fn_args.hyperparameters else {}
@@ -108,9 +151,8 @@ def run_fn(fn_args: FnArgs) -> None:
     elif fn_args.base_model is not None:
         print("  no model was pushed yet to start from: training from scratch", flush=True)
     checkpoints = os.path.join(config["checkpoint_dir"], run_key(config, inputs, tuned))
-    history = _fit(network, inputs, preset, fn_args.model_run_dir, checkpoints)
-    policy = network.dtype_policy.name
-    network = precision.in_float32(network, preset)
+    train = _train_with_jax if inputs.engine == engines.JAX else _train_with_tensorflow
+    trained = train(network, inputs, preset, fn_args.model_run_dir, checkpoints)
 
     mean, variance = export.channel_statistics(inputs.transform_output)
     report = {
@@ -122,23 +164,24 @@ def run_fn(fn_args: FnArgs) -> None:
         "tuned": dict(tuned) or None,
         "base_model": start,
         "seed": config["seed"],
-        "precision": policy,
-        "trainable_parameters": sum(math.prod(v.shape) for v in network.trainable_variables),
+        "engine": inputs.engine,
+        **trained.how,
+        "trainable_parameters": sum(
+            math.prod(variable.shape) for variable in trained.network.trainable_variables
+        ),
         "normalization": {"mean": mean.tolist(), "variance": variance.tolist()},
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        "history": history,
+        "history": trained.history,
     }
+    report["versions"] |= {"tensorflow": tf.__version__, "keras": keras.__version__}
     export.export_model(
-        network,
+        trained.network,
         inputs.transform_output,
         export.class_names(inputs.card),
         fn_args.serving_model_dir,
         {
             export.TRAINING_REPORT_FILE: report,
             export.DATASET_CARD_FILE: inputs.card,
-            known_answers.KNOWN_ANSWERS_FILE: known_answers.compute(
-                network, inputs.validation_images, inputs.validation
-            ),
+            known_answers.KNOWN_ANSWERS_FILE: trained.answers,
         },
     )
     # Only now, so that a full disk while exporting does not cost the training.
@@ -163,10 +206,12 @@ def read_inputs(fn_args: FnArgs, preset: Preset) -> tuple[Preset, Inputs]:
       The preset, as `warm_start.BaseModel.adapt` gives it; and what was read.
 
     Raises:
+      trainer.engines.EngineError: The engine cannot be used.
       trainer.export.ExportError: The transform graph is of other code than this.
       trainer.warm_start.WarmStartError: The model to start from does not fit.
       ValueError: A split is empty.
     """
+    engine = engines.choose(fn_args.custom_config["engine"])
     card = read_dataset_card(fn_args.train_files[0])
     base = warm_start.read_base_model(fn_args.base_model)
     if base:
@@ -174,27 +219,20 @@ def read_inputs(fn_args: FnArgs, preset: Preset) -> tuple[Preset, Inputs]:
     transform_output = tft.TFTransformOutput(fn_args.transform_graph_path)
     export.check_parity(transform_output)  # now, rather than after hours of training
     images, labels = read_examples(fn_args.train_files)
-    train = functools.partial(
-        make_dataset,
-        tf.constant(images),
-        labels,
-        transform_output,
-        batch_size=preset.batch_size,
-    )
+    train = Split(tf.constant(images), labels)
     del images  # 150 MB; the tensor is a copy
-    validation_images, validation_labels = read_examples(fn_args.eval_files)
-    validation = make_dataset(
-        validation_images, validation_labels, transform_output, batch_size=preset.batch_size
-    )
+    validation = Split(*read_examples(fn_args.eval_files))
     return preset, Inputs(
         transform_output,
         card,
+        functools.partial(make_dataset, *train, transform_output, batch_size=preset.batch_size),
         train,
-        len(labels),
+        make_dataset(*validation, transform_output, batch_size=preset.batch_size),
         validation,
-        validation_images,
         base,
         fn_args.custom_config["seed"],
+        engine,
+        os.path.join(fn_args.custom_config["checkpoint_dir"], "compiled"),
     )
 
 
@@ -203,9 +241,12 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
 
     Args:
       preset: The model and how to train it.
-      inputs: What it is to be trained on; with the weights to start from, if any.
+      inputs: What it is to be trained on; with the weights to start from, if any. Where JAX trains,
+        the model computes in float32, ready for its weights.
     """
-    policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
+    policy = "float32"
+    if inputs.engine == engines.TENSORFLOW:
+        policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
     with _strategy().scope(), precision.dtype_policy(policy):
         network = model.build_model(preset, num_classes=inputs.classes, seed=inputs.seed)
         if inputs.base:
@@ -276,11 +317,48 @@ def fit(
             *([keras.callbacks.SwapEMAWeights()] if preset.ema_momentum else []),
             *kept,
             callbacks.EpochSeeds(),
+            callbacks.FiniteLoss(),
             callbacks.ReturnMemory(),
             *progress,
         ],
     ).history
     return history
+
+
+def _train_with_tensorflow(
+    network: keras.Model, inputs: Inputs, preset: Preset, log_dir: str, checkpoints: str
+) -> Trained:
+    history = _fit(network, inputs, preset, log_dir, checkpoints)
+    details = [
+        tf.config.experimental.get_device_details(gpu)
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    how = {
+        "precision": network.dtype_policy.name,
+        "device": details[0].get("device_name", "GPU") if details else "cpu",
+        "devices": len(details) or 1,
+        "versions": {},
+    }
+    network = precision.in_float32(network, preset)
+    answers = known_answers.compute(network, inputs.validation_split.images, inputs.validation)
+    return Trained(network, history, answers, how)
+
+
+def _train_with_jax(
+    network: keras.Model, inputs: Inputs, preset: Preset, log_dir: str, checkpoints: str
+) -> Trained:
+    trained = jax_engine.fit(preset, inputs, checkpoints)
+    network.set_weights(trained.weights)
+    result = trained.result
+    callbacks.log_epochs(result.history, log_dir)
+    how = {
+        "precision": result.precision,
+        "device": result.device,
+        "devices": result.devices,
+        "versions": dict(result.versions),
+    }
+    answers = jax_engine.checked_answers(network, inputs, result)
+    return Trained(network, result.history, answers, how)
 
 
 def _fit(
@@ -310,8 +388,10 @@ def _fit(
 def run_key(config: Mapping[str, Any], inputs: Inputs, tuned: Mapping[str, Any]) -> str:
     """Names the checkpoints of one training: same data, hyperparameters and code, same name.
 
-    The artifacts' paths do not count, which are new ones in a run without the cache.
+    The artifacts' paths do not count, which are new ones in a run without the cache, nor does the
+    engine: either goes on from the other's checkpoints.
     """
     base = inputs.base.fingerprint() if inputs.base else None
+    config = {name: value for name, value in config.items() if name != "engine"}
     what = json.dumps((config, inputs.card, tuned, base), sort_keys=True)
     return hashlib.sha256(what.encode()).hexdigest()[:16]

@@ -50,8 +50,8 @@ def build_optimizer(
             f"Use more training images, or a batch_size below {preset.batch_size}."
         )
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = preset.learning_rate
-    timed = preset.train_minutes or steps_per_epoch is None
-    if preset.learning_rate_schedule == "cosine" and not timed:
+    is_cosine = preset.learning_rate_schedule == "cosine" and not preset.train_minutes
+    if is_cosine and steps_per_epoch is not None:
         steps = preset.epochs * steps_per_epoch
         warmup = round(preset.warmup * steps)
         learning_rate = keras.optimizers.schedules.CosineDecay(

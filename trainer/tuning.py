@@ -15,8 +15,9 @@ import tensorflow as tf
 from keras_tuner.engine import base_tuner
 from keras_tuner.engine import trial as trial_module
 
-from trainer import callbacks, hyperparameters, run
+from trainer import callbacks, engines, hyperparameters, jax_engine, run
 from trainer.hyperparameters import AUGMENTATION, DEPTH, LEARNING_RATE, WEIGHT_DECAY
+from trainer.on_jax.process import OutOfMemoryError
 from trainer.preset import Preset
 
 if TYPE_CHECKING:
@@ -57,11 +58,13 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
         `hyperparameters`; `custom_config` has the keys `trials` and `trial_fraction` besides.
 
     Raises:
+      trainer.engines.EngineError: The engine cannot be used.
       trainer.export.ExportError: The transform graph is of other code than this.
       trainer.warm_start.WarmStartError: The model to start from does not fit.
       ValueError: A hyperparameter is out of range, or a split is empty.
     """
     callbacks.return_freed_memory()
+    engines.share_gpus()
     config = fn_args.custom_config
     preset = run.configured_preset(config)
     keras.utils.set_random_seed(config["seed"])
@@ -168,13 +171,19 @@ class PresetTuner(base_tuner.BaseTuner):
         gc.collect()
         try:
             preset = hyperparameters.apply(self._preset, values)
-            network = run.build_network(preset, self._inputs)
-            history = run.fit(network, self._inputs, preset)
-        except tf.errors.ResourceExhaustedError as error:
+            score = self._score(preset)
+        except (tf.errors.ResourceExhaustedError, OutOfMemoryError) as error:
             raise keras_tuner.errors.FailedTrialError(f"not enough memory: {error}") from error
         except Exception as error:
             raise TuningError(f"trial {_number(trial)} ({describe(values)}): {error}") from error
-        return {OBJECTIVE.name: history[OBJECTIVE.name][-1]}
+        return {OBJECTIVE.name: score}
+
+    def _score(self, preset: Preset) -> float:
+        """The objective after the last epoch of a training."""
+        if self._inputs.engine == engines.JAX:
+            return jax_engine.fit(preset, self._inputs).result.history[-1][OBJECTIVE.name]
+        network = run.build_network(preset, self._inputs)
+        return run.fit(network, self._inputs, preset)[OBJECTIVE.name][-1]
 
     def on_trial_end(self, trial: trial_module.Trial) -> None:
         """Keeps the result and prints it."""

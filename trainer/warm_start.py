@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from trainer import export
+from trainer import export, weights
 from trainer.preset import ARCHITECTURE, Preset
 
 
@@ -48,10 +46,15 @@ class BaseModel:
         tuned = self.report.get("tuned") or {}
         return {name: value for name, value in tuned.items() if name in ARCHITECTURE}
 
+    def packed_weights(self) -> bytes:
+        """Reads its weights, as `trainer.weights` has them."""
+        with tf.io.gfile.GFile(self.weights, "rb") as file:
+            packed: bytes = file.read()
+        return packed
+
     def fingerprint(self) -> str:
         """Identifies its weights."""
-        with tf.io.gfile.GFile(self.weights, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()[:16]
+        return hashlib.sha256(self.packed_weights()).hexdigest()[:16]
 
     def adapt(self, preset: Preset, card: Mapping[str, Any]) -> Preset:
         """Gives a preset what a Tuner chose of this model's architecture, and sees if they fit.
@@ -137,16 +140,15 @@ def load_weights(network: keras.Model, base: BaseModel) -> None:
     Raises:
       WarmStartError: They do not fit: the code behind an architecture has changed.
     """
-    with tf.io.gfile.GFile(base.weights, "rb") as file, np.load(io.BytesIO(file.read())) as arrays:
-        weights = [arrays[name] for name in sorted(arrays)]
-    theirs, ours = ([tuple(x.shape) for x in each] for each in (weights, network.weights))
+    arrays = weights.unpack(base.packed_weights())
+    theirs, ours = ([tuple(x.shape) for x in each] for each in (arrays, network.weights))
     if theirs != ours:
         raise WarmStartError(
             f"the weights of the model pushed last ({base.weights}) do not fit: it has "
             f"{len(theirs)} of them, the model here {len(ours)}, or of other shapes. The code has "
             "changed since; train once from scratch (without --warm_start)."
         )
-    network.set_weights(weights)
+    network.set_weights(arrays)
 
 
 def _read_json(path: str) -> Any:

@@ -140,6 +140,7 @@ def test_the_first_run_pushes_a_model(project: Project):
     assert re.search(
         r"epoch +2 +loss \d\.\d{3} +validation top-1 0\.\d{3} +top-5 0\.\d{3}", summary
     )
+    assert f"trained with TensorFlow {tf.__version__} on " in summary
     assert re.search(r"test top-1 0\.\d{4} +top-5 0\.\d{4} +\(500 images\)", summary)
     assert re.search(
         r"BLESSED: reached every threshold; answers as trained when it is served \(an image in "

@@ -117,6 +117,7 @@ def test_parameters_and_their_defaults(spec: dict[str, Any]):
         "batch_size": tiny.batch_size,
         "learning_rate": tiny.learning_rate,
         "weight_decay": tiny.weight_decay,
+        "engine": "auto",
         "seed": 7,
         "min_top_1_accuracy": tiny.min_top_1_accuracy,
         "min_top_5_accuracy": tiny.min_top_5_accuracy,
@@ -141,7 +142,7 @@ def test_every_parameter_is_an_input_of_a_component_and_in_its_cache_key(
                 used.setdefault(name, set()).add(parameter)
     training = {
         "checkpoint_dir", "preset", "epochs", "train_minutes", "batch_size", "learning_rate",
-        "weight_decay", "seed",
+        "weight_decay", "engine", "seed",
     }  # fmt: skip
     assert used == {
         "ExampleGen": {"data", "dataset_name", "data_fingerprint", "limit"},
@@ -164,7 +165,8 @@ def constant(task: dict[str, Any], key: str, values: dict[str, Any]) -> Any:
 def test_parameters_become_parts_of_properties(tasks: dict[str, Any]):
     values = {
         "preset": "notebook", "epochs": 3, "train_minutes": 2.5, "batch_size": 64,
-        "learning_rate": 0.01, "weight_decay": 0, "seed": 1, "checkpoint_dir": "/c",
+        "learning_rate": 0.01, "weight_decay": 0, "engine": "jax", "seed": 1,
+        "checkpoint_dir": "/c",
     }  # fmt: skip
     config = constant(tasks["Trainer"], "custom_config", values)
     assert config.pop("code")

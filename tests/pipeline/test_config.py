@@ -18,7 +18,7 @@ def test_every_knob_has_a_flag_that_sets_it():
         "learning_rate": 0.5, "weight_decay": 0.0, "seed": 7, "min_top_1_accuracy": 0.2,
         "min_top_5_accuracy": 0.4, "max_accuracy_drop": 0.1, "work_dir": "w", "serving_dir": "s",
         "tune": 4, "tune_fraction": 0.5, "pipeline_name": "p", "model_name": "m", "beam_workers": 2,
-        "verbosity": "info", "export": "onnx",
+        "verbosity": "info", "export": "onnx", "engine": "jax",
     }  # fmt: skip
     flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
     expected = {**values, "cache": False, "warm_start": True, "epochs": None}
@@ -59,6 +59,7 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
         (["--work_dir", ""], "--work_dir is '': name a folder."),
         (["--pipeline_name", "../up"], "--pipeline_name is '../up': use letters"),
         (["--model_name", "a b"], "--model_name is 'a b': use letters"),
+        (["--engine", "torch"], "invalid choice: 'torch'"),
         (["--verbosity", "loud"], "invalid choice: 'loud'"),
         (["--beam_workers", "-1"], "--beam_workers is -1: it must be 0 or more."),
         (["--epoch", "3"], "there is no flag --epoch; did you mean --epochs?"),

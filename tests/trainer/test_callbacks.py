@@ -207,3 +207,28 @@ def test_a_time_budget_ends_the_training_and_shapes_its_rates(data: tuple, tmp_p
     rest = callbacks.TimeBudget(budget_preset(2.0), spent=1.5)
     assert rest.progress == pytest.approx(0.75)
     assert callbacks.TimeBudget(budget_preset(2.0), spent=2.5).progress == 1.0
+
+
+def test_a_loss_that_is_no_number_ends_the_training(data: tuple):
+    model = small_model()
+    images, labels = data
+    broken = np.where(np.arange(32)[:, None, None, None] == 17, np.nan, images)
+    message = r"the loss is nan at step 3 of epoch 1: train with a lower --learning_rate,"
+    with pytest.raises(callbacks.NonFiniteLossError, match=message):
+        model.fit(
+            broken,
+            labels,
+            batch_size=8,
+            shuffle=False,
+            verbose=0,
+            callbacks=[callbacks.FiniteLoss()],
+        )
+
+
+def test_learning_rates_of_steps_to_come():
+    budget = callbacks.TimeBudget(budget_preset(2.0), spent=0.5)
+    budget.add(0.1)
+    assert budget.seconds_left == pytest.approx(1.4)
+    # Up to 1e-3 in the first second, then half a cosine; one step is beyond the end.
+    rates = budget.learning_rates(5, 0.4)
+    np.testing.assert_allclose(rates, [0.6e-3, 1e-3, 0.6545e-3, 0.0955e-3, 0.0], atol=1e-7)

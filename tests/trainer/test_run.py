@@ -68,7 +68,10 @@ def test_training_report(finished: Path, inputs: Inputs):
         "tuned": None,
         "base_model": None,
         "seed": 7,
+        "engine": "tensorflow",
         "precision": "float32",
+        "device": "cpu",
+        "devices": 1,
         "trainable_parameters": 63_172,
     }
 

@@ -92,6 +92,7 @@ def arguments(
         "batch_size": 64,
         "learning_rate": 2e-3,
         "weight_decay": 1e-3,
+        "engine": "tensorflow",
         "seed": 7,
         "checkpoint_dir": str(work / "checkpoints"),
         "code": "of these tests",

@@ -147,20 +147,21 @@ class _PackedMuon(Muon):
         self, plain: Muon, members: dict[str, list[keras.Variable]], *args: Any, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._plain = plain
-        self._members = members
+        # In a function, as Keras takes all variables that it finds in an attribute for its own.
+        self._packed = lambda: (plain, members)
 
     def is_adams(self, variable: Any) -> bool:
-        return variable.name not in self._members
+        return variable.name not in self._packed()[1]
 
     def orthogonal_update(self, variable: Any, update: Any) -> Any:
         """Does so for all matrices of a vector, batch by batch."""
-        kernels, start = self._members[variable.name], 0
+        plain, members = self._packed()
+        kernels, start = members[variable.name], 0
         cut = []  # [parts, smaller, larger] of each kernel
         for kernel in kernels:
             end = start + math.prod(kernel.shape)
-            matrices = self._plain.matrices(kernel, update[start:end].reshape(kernel.shape))
-            cut.append(matrices.swapaxes(1, 2) if self._is_tall(kernel) else matrices)
+            matrices = plain.matrices(kernel, update[start:end].reshape(kernel.shape))
+            cut.append(matrices.swapaxes(1, 2) if _is_tall(plain, kernel) else matrices)
             start = end
         result: list[Any] = [None] * len(kernels)
         for batch in _batches([matrices.shape for matrices in cut]):
@@ -171,15 +172,16 @@ class _PackedMuon(Muon):
             for i in batch:
                 number, rows, columns = cut[i].shape
                 part = stack[start : start + number, :rows, :columns]
-                part = part.swapaxes(1, 2) if self._is_tall(kernels[i]) else part
-                scale = self._plain.scale(kernels[i])
-                result[i] = self._plain.values(kernels[i], part * scale).ravel()
+                part = part.swapaxes(1, 2) if _is_tall(plain, kernels[i]) else part
+                scale = plain.scale(kernels[i])
+                result[i] = plain.values(kernels[i], part * scale).ravel()
                 start += number
         return jnp.concatenate(result)
 
-    def _is_tall(self, kernel: Any) -> bool:
-        inputs, _, outputs = self._plain.matrix_shape(kernel)
-        return inputs > outputs
+
+def _is_tall(plain: Muon, kernel: Any) -> bool:
+    inputs, _, outputs = plain.matrix_shape(kernel)
+    return inputs > outputs
 
 
 def _padded(matrices: jax.Array, height: int, width: int) -> jax.Array:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from trainer import schedule
+from trainer import precision, schedule
 from trainer.mixing import Mixing
 from trainer.model import build_model
 from trainer.on_jax.packing import Packing
@@ -20,6 +22,8 @@ from trainer.preset import Preset
 _EVALUATED_AT_ONCE = 1000
 # Far above what a layer draws in an epoch.
 _DRAWS_PER_EPOCH = 1 << 20
+# As `trainer.preprocessing` guards its division.
+_EPSILON = 1e-7
 
 
 class Split(NamedTuple):
@@ -33,10 +37,19 @@ class Split(NamedTuple):
     images: Any
     labels: Any
 
-    def on_device(self) -> Split:
-        """Copies it to the device."""
-        split = Split(self.images, np.asarray(self.labels, np.int32))
-        return jax.device_put(split, jax.devices()[0])
+
+class Batch(NamedTuple):
+    """Examples on the devices, to evaluate on.
+
+    Attributes:
+      images: uint8 [B, H, W, 3].
+      labels: int32 [B].
+      counts: float32 [B], 1 for an example and 0 for what fills up the batch.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    counts: jax.Array
 
 
 class State(NamedTuple):
@@ -61,54 +74,84 @@ class Draws(NamedTuple):
       seeds: Of each step's mixing, uint32 [steps, 2].
     """
 
-    order: np.ndarray
-    seeds: np.ndarray
+    order: jax.Array
+    seeds: jax.Array
+
+
+class BatchSizeError(ValueError):
+    """The devices cannot share a batch evenly; the message says what to do."""
 
 
 @contextlib.contextmanager
 def _on_host() -> Iterator[None]:
     """Computes on the CPU meanwhile, by programs that are compiled in no time and run once.
 
-    That is for initial values: each is a program of its own, a hundred in all.
+    That is for initial values and the like: each shape of a variable is a program of its own, a
+    hundred in all, which an accelerator would compile for seconds.
     """
-    quickly = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
-        with jax.default_device(jax.devices("cpu")[0]):
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
             yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", quickly)
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Training:
     """A preset's network and optimizer, as compiled functions of a state.
 
+    All local devices share each batch; the state and the training split lie on each of them.
+
     Args:
-      preset: What to train; its batch_size must not be larger than the split.
+      preset: What to train; the devices must divide its batch_size.
       train: The training split.
       num_classes: Classes of the labels.
       seed: Of the weights, the order of the examples, augmentation and dropout.
+      mean: Of each channel, in units of pixel values, [3].
+      variance: Of each channel, in squared pixel values, [3].
+      weights: To start from, in the order of the network's; None for random ones.
       plain: See `trainer.model.build_model`.
 
     Attributes:
-      steps: Of an epoch; what is left over of the examples, less than a batch, waits for another
-        epoch's order.
+      steps: Of an epoch; its last batch is filled up with the first examples of its order.
       network: With the variables' values of the last `assign`, compiled with the plain optimizer,
         as a checkpoint has it.
 
     Raises:
-      ValueError: There are fewer examples than a batch has.
+      BatchSizeError: See there.
     """
 
     def __init__(
-        self, preset: Preset, train: Split, num_classes: int, seed: int, *, plain: bool = False
+        self,
+        preset: Preset,
+        train: Split,
+        num_classes: int,
+        seed: int,
+        *,
+        mean: Any,
+        variance: Any,
+        weights: Sequence[np.ndarray] | None = None,
+        plain: bool = False,
     ):
-        self.steps = len(train.labels) // preset.batch_size
+        devices = jax.local_devices()
+        if preset.batch_size % len(devices):
+            raise BatchSizeError(
+                f"batch_size is {preset.batch_size}, which {len(devices)} devices cannot share "
+                f"evenly: give a multiple of {len(devices)} (--batch_size)."
+            )
+        mesh = Mesh(np.array(devices), ("batch",))
+        self._on_each = NamedSharding(mesh, PartitionSpec())
+        self._shared = NamedSharding(mesh, PartitionSpec("batch"))
+        self._shared_steps = NamedSharding(mesh, PartitionSpec(None, "batch"))
+        self.steps = math.ceil(len(train.labels) / preset.batch_size)
         self.preset, self.seed, self.num_classes = preset, seed, num_classes
-        self.loss = schedule.build_loss(preset)
-        optimizer = schedule.build_optimizer(preset, steps_per_epoch=self.steps)
+        self.mean, self.variance = np.asarray(mean, "f4"), np.asarray(variance, "f4")
         with _on_host():
             self.network = build_model(preset, num_classes=num_classes, seed=seed, plain=plain)
+            if weights is not None:
+                self.network.set_weights(weights)
+            self.loss = schedule.build_loss(preset)
+            optimizer = schedule.build_optimizer(preset, steps_per_epoch=self.steps)
             # So that Keras saves the optimizer's state beside the weights.
             self.network.compile(optimizer, self.loss)
             optimizer.build(self.network.trainable_variables)
@@ -117,40 +160,44 @@ class Training:
                 optimizer,
                 functools.partial(schedule.build_optimizer, preset, steps_per_epoch=None),
             )
-        self._mixing = Mixing(preset, num_classes) if preset.mixes_labels else None
-        # In one pass over whole numbers: 50,000 images as floats would be half a gigabyte.
-        levels = np.arange(256)
-        counts = np.stack(
-            [np.bincount(train.images[..., c].ravel(), minlength=256) for c in (0, 1, 2)]
+            self._mixing = Mixing(preset, num_classes) if preset.mixes_labels else None
+        self._generators = {
+            index: int(variable.value[0])
+            for index, variable in enumerate(self.network.non_trainable_variables)
+            if variable.name == "seed_generator_state"
+        }
+        self._train = jax.device_put(
+            Split(train.images, np.asarray(train.labels, np.int32)), self._on_each
         )
-        shares = counts / counts.sum(axis=1, keepdims=True)
-        self.mean = shares @ levels
-        self.variance = shares @ levels**2 - self.mean**2
-        self._train = train.on_device()
-        self._run_steps = jax.jit(self._steps, donate_argnums=0)
-        self._count_hits = jax.jit(self._hits)
+        # Not on a CPU: of JAX 0.4.34's compilation cache, such a program corrupts the memory there.
+        donated = () if devices[0].platform == "cpu" else (0,)
+        self._run_steps = jax.jit(self._steps, donate_argnums=donated, out_shardings=self._on_each)
+        self._sum_metrics = jax.jit(self._metrics, out_shardings=self._on_each)
 
     def state(self) -> State:
-        """Copies the variables' values to the device."""
+        """Copies the variables' values to the devices."""
         with _on_host():
             self._packing.load()
             state = State(
                 self._packing.pack([v.value for v in self.network.trainable_variables]),
-                [jnp.array(v.value) for v in self.network.non_trainable_variables],
-                [jnp.array(v.value) for v in self._packing.optimizer.variables],
+                [v.value for v in self.network.non_trainable_variables],
+                [v.value for v in self._packing.optimizer.variables],
             )
-        return jax.device_put(state, jax.devices()[0])
+        # Through NumPy: `device_put` may share what lies on the CPU already, and steps give it up.
+        return jax.device_put(jax.tree.map(np.array, state), self._on_each)
 
     def assign(self, state: State) -> None:
         """Sets the variables to a state."""
-        for variables, values in (
-            (self.network.trainable_variables, self._packing.unpack(state.trainable)),
-            (self.network.non_trainable_variables, state.non_trainable),
-            (self._packing.optimizer.variables, state.optimizer),
-        ):
-            for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
-        self._packing.store()
+        with _on_host():
+            state = jax.tree.map(jnp.asarray, jax.device_get(state))
+            for variables, values in (
+                (self.network.trainable_variables, self._packing.unpack(state.trainable)),
+                (self.network.non_trainable_variables, state.non_trainable),
+                (self._packing.optimizer.variables, state.optimizer),
+            ):
+                for variable, value in zip(variables, values, strict=True):
+                    variable.assign(value)
+            self._packing.store()
 
     def averaged(self, state: State) -> State:
         """The state with the moving averages of the weights in their place, if there are any."""
@@ -183,20 +230,24 @@ class Training:
     def draws(self, epoch: int) -> Draws:
         """Draws what the steps of an epoch need."""
         draw = np.random.default_rng((self.seed, epoch))
-        order = draw.permutation(len(self._train.labels))[: self.steps * self.preset.batch_size]
+        # Filled up from its beginning, as often as it takes.
+        order = np.resize(
+            draw.permutation(len(self._train.labels)).astype(np.int32),
+            (self.steps, self.preset.batch_size),
+        )
         seeds = np.zeros((self.steps, 2), np.uint32)
         seeds[:, 0] = draw.integers(2**32, size=self.steps)
-        return Draws(order.reshape(self.steps, self.preset.batch_size).astype(np.int32), seeds)
+        return Draws(
+            jax.device_put(order, self._shared_steps), jax.device_put(seeds, self._on_each)
+        )
 
     def begin(self, state: State, epoch: int) -> State:
         """Sets the random generators of augmentation and dropout to an epoch's first draws."""
-        generators = [
-            value.at[1].set(epoch * _DRAWS_PER_EPOCH)
-            if variable.name == "seed_generator_state"
-            else value
-            for variable, value in zip(self.network.non_trainable_variables, state.non_trainable)
-        ]
-        return state._replace(non_trainable=generators)
+        values = list(state.non_trainable)
+        for index, seed in self._generators.items():
+            value = np.array([seed, epoch * _DRAWS_PER_EPOCH], values[index].dtype)
+            values[index] = jax.device_put(value, self._on_each)
+        return state._replace(non_trainable=values)
 
     def run(
         self, state: State, draws: Draws, rates: np.ndarray, start: int, stop: int
@@ -216,20 +267,65 @@ class Training:
         state, losses = self._run_steps(
             state, self._train, *draws, np.asarray(rates, np.float32), np.array([start, stop])
         )
-        return state, np.asarray(losses[start:stop])
+        return state, np.asarray(losses)[start:stop]
 
-    def evaluate(self, state: State, split: Split) -> tuple[float, float]:
-        """Returns the top-1 and top-5 accuracy on a split."""
-        hits = np.zeros(2)
-        for start in range(0, len(split.labels), _EVALUATED_AT_ONCE):
-            part = slice(start, start + _EVALUATED_AT_ONCE)
-            hits += self._count_hits(state, split.images[part], split.labels[part])
-        top_1, top_5 = hits / len(split.labels)
-        return float(top_1), float(top_5)
+    def batches(self, split: Split) -> list[Batch]:
+        """Copies a split to the devices, to be evaluated on there."""
+        devices, total = self._shared.mesh.size, len(split.labels)
+        size = math.ceil(min(_EVALUATED_AT_ONCE, total) / devices) * devices
+        batches = []
+        for start in range(0, total, size):
+            # Filled up, so that one compiled program does for all.
+            which = np.minimum(np.arange(start, start + size), total - 1)
+            counts = (np.arange(start, start + size) < total).astype("f4")
+            batch = Batch(split.images[which], split.labels[which].astype(np.int32), counts)
+            batches.append(jax.device_put(batch, self._shared))
+        return batches
+
+    def evaluate(self, state: State, batches: Sequence[Batch]) -> dict[str, float]:
+        """Measures a state.
+
+        Args:
+          state: Not given up.
+          batches: Of `batches`.
+
+        Returns:
+          `loss`, `top_1_accuracy` and `top_5_accuracy`.
+        """
+        sums = jax.device_get([self._sum_metrics(state, batch) for batch in batches])
+        counted, *metrics = np.sum(sums, axis=0, dtype=np.float64)
+        names = ("loss", "top_1_accuracy", "top_5_accuracy")
+        return {name: float(value / counted) for name, value in zip(names, metrics)}
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """What the network of the last `assign` answers, computed in float32.
+
+        Args:
+          images: uint8 [N, H, W, 3].
+
+        Returns:
+          The probability of each class, float32 [N, classes].
+        """
+        with _on_host():
+            network = precision.in_float32(self.network, self.preset)
+        values = [
+            [np.asarray(variable.value) for variable in variables]
+            for variables in (network.trainable_variables, network.non_trainable_variables)
+        ]
+
+        def answer(trainable: Any, non_trainable: Any, images: jax.Array) -> jax.Array:
+            logits, _ = network.stateless_call(
+                trainable, non_trainable, self._normalized(images), training=False
+            )
+            return jax.nn.softmax(logits)
+
+        # A GPU's matrix products have 10 bits of mantissa by default; a server on a CPU has 23.
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(jax.jit(answer)(*values, images))
 
     def _normalized(self, pixels: jax.Array) -> jax.Array:
-        mean, deviation = self.mean.astype("f4"), np.sqrt(self.variance).astype("f4")
-        return (pixels.astype(jnp.float32) - mean) / np.maximum(deviation, 1e-7)
+        deviation = np.maximum(np.sqrt(self.variance), _EPSILON)
+        return (pixels.astype(jnp.float32) - self.mean) / deviation
 
     def _steps(
         self,
@@ -277,13 +373,18 @@ class Training:
             for variable, value in zip(optimizer.variables, values)
         ]
 
-    def _hits(self, state: State, images: jax.Array, labels: jax.Array) -> jax.Array:
+    def _metrics(self, state: State, batch: Batch) -> jax.Array:
+        """Sums over a batch: its examples, their losses, top-1 hits and top-5 hits, [4]."""
         logits, _ = self.network.stateless_call(
             self._packing.unpack(state.trainable),
             state.non_trainable,
-            self._normalized(images),
+            self._normalized(batch.images),
             training=False,
         )
-        of_label = jnp.take_along_axis(logits, labels[:, None].astype(jnp.int32), axis=1)
-        better = (~(logits <= of_label)).sum(axis=1)  # so that NaN is no hit
-        return jnp.stack([(better < 1).sum(), (better < 5).sum()])
+        of_label = jnp.take_along_axis(logits, batch.labels[:, None], axis=1)
+        # Not the label itself: compared with itself it may be larger, where the compiler computes
+        # either side by another order of additions. And NaN is no hit.
+        others = jnp.arange(self.num_classes) != batch.labels[:, None]
+        better = (others & ~(logits <= of_label)).sum(axis=1)
+        values = (jnp.ones(len(logits)), self.loss.call(batch.labels, logits))
+        return jnp.stack([(x * batch.counts).sum() for x in (*values, better < 1, better < 5)])
