@@ -107,8 +107,8 @@ class Preset:
             factor of the scores (see `trainer.vit_layers.LocalitySelfAttention`).
         shifted_patches: Whether patches see the image's copies that are moved by half a patch, too
             (see `trainer.vit_layers.ShiftedPatches`).
-        depthwise_convolution: Whether the MLP of a block with batch normalization mixes neighbouring
-            tokens (see `trainer.compact_layers.BatchNormBlock`).
+        depthwise_convolution: Whether the MLP of a block with batch normalization mixes
+            neighbouring tokens (see `trainer.compact_layers.BatchNormBlock`).
 
     Raises:
         ValueError: A value is out of range or two contradict each other.
