@@ -68,7 +68,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def _normalize_by_batch(self, inputs: Any) -> Any:
         rows = ops.reshape(inputs, (-1, inputs.shape[-1]))
-        normalized, mean, variance = _normalized(rows, self.gamma, self.beta, self.epsilon)
+        gamma, beta = map(ops.convert_to_tensor, (self.gamma, self.beta))
+        normalized, mean, variance = _normalized(rows, gamma, beta, self.epsilon)
         number = rows.shape[0]
         population = variance * (number / (number - 1))
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, population)):

@@ -327,7 +327,7 @@ def merge_projections(blocks: Sequence[FusedTransformerBlock]) -> list[tuple[Any
     """
 
     def stack(variables: list[Any]) -> Any:
-        return ops.stack([ops.convert_to_tensor(v) for v in variables])  # (L, ...)
+        return ops.concatenate([ops.expand_dims(v, 0) for v in variables])  # (L, ...)
 
     attention = [block.attention for block in blocks]
     scale = blocks[0].key_dim ** -0.5

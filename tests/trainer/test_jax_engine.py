@@ -116,7 +116,7 @@ def test_known_answers_are_those_of_jax(work: Path, inputs: Inputs):
 
 def test_nothing_but_the_results_and_compiled_programs_is_left(work: Path, compiled: Path):
     assert os.listdir(work / "checkpoints") == []
-    assert list(compiled.glob("jit__steps*"))
+    assert list(compiled.glob("jit_steps_of_an_epoch*"))
     assert (work / "model_run" / "validation").is_dir()
 
 

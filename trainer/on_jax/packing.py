@@ -164,7 +164,7 @@ class _PackedMuon(Muon):
             cut.append(matrices.swapaxes(1, 2) if _is_tall(plain, kernel) else matrices)
             start = end
         result: list[Any] = [None] * len(kernels)
-        for batch in _batches([matrices.shape for matrices in cut]):
+        for batch in batches([matrices.shape for matrices in cut]):
             height, width = (max(cut[i].shape[axis] for i in batch) for axis in (1, 2))
             # Zeros around a matrix stay zeros, and change nothing in it.
             stack = jnp.concatenate([_padded(cut[i], height, width) for i in batch])
@@ -189,7 +189,7 @@ def _padded(matrices: jax.Array, height: int, width: int) -> jax.Array:
     return jnp.pad(matrices, ((0, 0), (0, height - rows), (0, width - columns)))
 
 
-def _batches(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+def batches(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
     """Groups matrices so that computing them, padded to the largest of a group, costs least.
 
     Args:

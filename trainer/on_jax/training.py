@@ -171,7 +171,9 @@ class Training:
         )
         # Not on a CPU: of JAX 0.4.34's compilation cache, such a program corrupts the memory there.
         donated = () if devices[0].platform == "cpu" else (0,)
-        self._run_steps = jax.jit(self._steps, donate_argnums=donated, out_shardings=self._on_each)
+        self._run_steps = jax.jit(
+            self.steps_of_an_epoch, donate_argnums=donated, out_shardings=self._on_each
+        )
         self._sum_metrics = jax.jit(self._metrics, out_shardings=self._on_each)
 
     def state(self) -> State:
@@ -212,21 +214,6 @@ class Training:
             ]
         )
 
-    def epoch(self, state: State, epoch: int) -> tuple[State, float]:
-        """Trains for one epoch.
-
-        Args:
-          state: Given up.
-          epoch: Which, from 0: the order of the examples and all draws depend on it and the seed.
-
-        Returns:
-          The new state and the mean loss.
-        """
-        rates = schedule.learning_rates(self.preset, self.steps, epoch)
-        state = self.begin(state, epoch)
-        state, losses = self.run(state, self.draws(epoch), rates, 0, self.steps)
-        return state, float(losses.mean())
-
     def draws(self, epoch: int) -> Draws:
         """Draws what the steps of an epoch need."""
         draw = np.random.default_rng((self.seed, epoch))
@@ -264,10 +251,15 @@ class Training:
         Returns:
           The new state and the loss of each step, float32 [stop - start].
         """
-        state, losses = self._run_steps(
-            state, self._train, *draws, np.asarray(rates, np.float32), np.array([start, stop])
-        )
+        rates, span = np.asarray(rates, np.float32), np.array([start, stop], np.int32)
+        state, losses = self._run_steps(state, self._train, *draws, rates, span)
         return state, np.asarray(losses)[start:stop]
+
+    def arguments(self, state: State, epoch: int) -> tuple[Any, ...]:
+        """Those of `steps_of_an_epoch` for all steps of an epoch."""
+        rates = schedule.learning_rates(self.preset, self.steps, epoch)
+        span = np.array([0, self.steps], np.int32)
+        return state, self._train, *self.draws(epoch), rates, span
 
     def batches(self, split: Split) -> list[Batch]:
         """Copies a split to the devices, to be evaluated on there."""
@@ -327,7 +319,7 @@ class Training:
         deviation = np.maximum(np.sqrt(self.variance), _EPSILON)
         return (pixels.astype(jnp.float32) - self.mean) / deviation
 
-    def _steps(
+    def steps_of_an_epoch(
         self,
         state: State,
         train: Split,
@@ -336,6 +328,8 @@ class Training:
         rates: jax.Array,
         span: jax.Array,
     ) -> tuple[State, jax.Array]:
+        """What `run` computes, of arrays: see `arguments`."""
+
         def step(index: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
             state, losses = carry
             which = order[index]
