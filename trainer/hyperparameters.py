@@ -18,8 +18,6 @@ AUGMENTATION_LIMITS: dict[str, float] = {
     "random_rotation": 0.5,
     "random_zoom": 0.9,
     "random_shift": 16,
-    "rand_augment_magnitude": 1.0,
-    "random_erasing": 1.0,
     "mixup": 4.0,
     "cutmix": 4.0,
 }
@@ -46,8 +44,6 @@ def scale_augmentation(preset: Preset, factor: float) -> Preset:
         # Never below the preset's own value because of the limit.
         new = min(value * factor, max(limit, value))
         scaled[name] = round(new) if isinstance(value, int) else new
-    if not scaled["rand_augment_magnitude"]:
-        scaled["rand_augment_ops"] = 0
     return dataclasses.replace(preset, **scaled)
 
 

@@ -23,7 +23,6 @@ from trainer.fast_layers import (
     MergedProjections,
 )
 from trainer.layers import Shape
-from trainer.rand_augment import RandAugment
 
 _LEFT_OUT = (
     keras.layers.InputLayer,
@@ -31,8 +30,6 @@ _LEFT_OUT = (
     keras.layers.RandomFlip,
     RandomProjection,
     RandomShift,
-    RandAugment,
-    keras.layers.RandomErasing,
     MergedProjections,
     FullTokens,
     FewerTokens,

@@ -267,7 +267,13 @@ class TransformerBlock(keras.layers.Layer):
         self.attention_norm = self.norm_class(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="attention_norm"
         )
-        self.attention = self._make_attention()
+        self.attention = keras.layers.MultiHeadAttention(
+            num_heads,
+            key_dim,
+            dropout=dropout_rate,
+            dtype=self.dtype_policy,
+            name="attention",
+        )
         self.mlp_norm = self.norm_class(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="mlp_norm"
         )
@@ -283,7 +289,7 @@ class TransformerBlock(keras.layers.Layer):
                 f"input of shape {tuple(input_shape)}: end mlp_units with {input_shape[-1]}."
             )
         self.attention_norm.build(input_shape)
-        self._build_attention(input_shape)
+        self.attention.build(input_shape, input_shape)
         self.mlp_norm.build(input_shape)
         self.mlp.build(input_shape)
         self.built = True
@@ -298,7 +304,8 @@ class TransformerBlock(keras.layers.Layer):
         Returns:
             Tokens [B, N, D] of the layer's compute dtype.
         """
-        x = x + self._attend(self.attention_norm(x), training)  # (B, N, D)
+        y = self.attention_norm(x)  # (B, N, D)
+        x = x + self.attention(y, y, training=training)  # (B, N, D)
         return x + self.mlp(self.mlp_norm(x), training=training)  # (B, N, D)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -316,18 +323,3 @@ class TransformerBlock(keras.layers.Layer):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "linear_mlp_output": self.linear_mlp_output,
         }
-
-    def _make_attention(self) -> keras.layers.Layer:
-        return keras.layers.MultiHeadAttention(
-            self.num_heads,
-            self.key_dim,
-            dropout=self.dropout_rate,
-            dtype=self.dtype_policy,
-            name="attention",
-        )
-
-    def _build_attention(self, input_shape: Shape) -> None:
-        self.attention.build(input_shape, input_shape)
-
-    def _attend(self, y: Any, training: bool | None) -> Any:
-        return self.attention(y, y, training=training)

@@ -25,8 +25,6 @@ from trainer.fast_layers import (
 )
 from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
 from trainer.preset import Preset
-from trainer.rand_augment import strong_augmentation_layers
-from trainer.vit_layers import ShiftedPatches, SmallDataBlock
 
 
 def build_model(
@@ -75,7 +73,7 @@ def _build(
     preset: Preset, num_classes: int, input_shape: tuple[int, ...], plain: bool
 ) -> keras.Model:
     image = keras.Input(input_shape, dtype="float32", name="image")  # (B, H, W, C)
-    fold = not (plain or preset.tokenizer_filters or preset.random_shift or preset.shifted_patches)
+    fold = not (plain or preset.tokenizer_filters or preset.random_shift)
     x = _embed(preset, image) if fold else _embed_plainly(preset, image)  # (B, N, D)
     x = _encode(preset, x, plain)  # (B, N, D)
     if preset.batch_normalization:
@@ -138,15 +136,6 @@ def _block(preset: Preset, index: int, plain: bool) -> keras.layers.Layer:
         "linear_mlp_output": preset.linear_mlp_output,
         "name": name,
     }
-    if preset.locality_attention or preset.stochastic_depth:
-        return SmallDataBlock(
-            locality_attention=preset.locality_attention,
-            # From 0 at the first block to the whole rate at the last.
-            stochastic_depth=preset.stochastic_depth
-            * index
-            / max(1, preset.transformer_layers - 1),
-            **options,
-        )
     # Below that width the products of projections are larger than the projections.
     fuse = not plain and preset.key_dim >= preset.projection_dim
     return (FusedTransformerBlock if fuse else TransformerBlock)(**options)
@@ -160,18 +149,14 @@ def _embed_plainly(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
             size, size, interpolation="bilinear", dtype="float32", name="resize"
         )
         x = resize(x)  # (B, size, size, C)
-    for layer in (*augmentation_layers(preset), *strong_augmentation_layers(preset)):
+    for layer in augmentation_layers(preset):
         x = layer(x)  # (B, size, size, C)
     if preset.tokenizer_filters:
         tokenizer = ConvolutionalTokenizer(
             preset.tokenizer_filters, preset.tokenizer_residual_pairs, name="tokenizer"
         )
         return tokenizer(x)  # (B, N, D)
-    if preset.shifted_patches:
-        x = ShiftedPatches(preset.patch_size, name="patches")(x)  # (B, N, 5 x P)
-        x = keras.layers.LayerNormalization(epsilon=preset.layer_norm_epsilon, name="patch_norm")(x)
-    else:
-        x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
+    x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
     return PatchEmbedding(preset.projection_dim, name="patch_embedding")(x)  # (B, N, D)
 
 
@@ -187,8 +172,6 @@ def _embed(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
             name="augmentation",
         )
         x = augment(x)  # (B, H, W, C)
-    for layer in strong_augmentation_layers(preset):
-        x = layer(x)  # (B, H, W, C)
     embedding = FoldedPatchEmbedding(
         preset.projection_dim, preset.image_size, preset.patch_size, name="patch_embedding"
     )

@@ -25,8 +25,6 @@ ARCHITECTURE = (
     "batch_normalization",
     "sequence_pooling",
     "linear_mlp_output",
-    "locality_attention",
-    "shifted_patches",
     "depthwise_convolution",
 )
 
@@ -94,19 +92,9 @@ class Preset:
             schedule over that time; 0 for `epochs`. Validation is not counted.
         gradient_clip_norm: Norm of all gradients together above which they are scaled down to it;
             0 turns it off.
-        rand_augment_ops: Operations that each training image gets, one after the other (see
-            `trainer/rand_augment.py`); 0 turns RandAugment off.
-        rand_augment_magnitude: Their strength, as a fraction of the largest.
-        random_erasing: Probability that a rectangle of a training image is erased.
         mixup: α of the Beta distribution from which MixUp draws how much each of two images
             counts; 0 turns it off.
         cutmix: The same for CutMix. Where both are on, each image gets one of them.
-        stochastic_depth: Probability that an image skips a branch of the last block; of those
-            before it proportionally less, of the first 0.
-        locality_attention: Whether tokens attend to all others but themselves, with a learned
-            factor of the scores (see `trainer.vit_layers.LocalitySelfAttention`).
-        shifted_patches: Whether patches see the image's copies that are moved by half a patch, too
-            (see `trainer.vit_layers.ShiftedPatches`).
         depthwise_convolution: Whether the MLP of a block with batch normalization mixes
             neighbouring tokens (see `trainer.compact_layers.BatchNormBlock`).
 
@@ -156,14 +144,8 @@ class Preset:
     mixed_precision: bool = False
     train_minutes: float = 0.0
     gradient_clip_norm: float = 0.0
-    rand_augment_ops: int = 0
-    rand_augment_magnitude: float = 0.0
-    random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    stochastic_depth: float = 0.0
-    locality_attention: bool = False
-    shifted_patches: bool = False
     depthwise_convolution: bool = False
 
     def __post_init__(self) -> None:
@@ -210,8 +192,6 @@ class Preset:
             "decay_matrices_only",
             "batch_normalization",
             "mixed_precision",
-            "locality_attention",
-            "shifted_patches",
             "depthwise_convolution",
         ):
             if not isinstance(getattr(self, field), bool):
@@ -228,7 +208,6 @@ class Preset:
             "label_smoothing",
             "warmup",
             "ema_momentum",
-            "stochastic_depth",
         ):
             self._check_number(field, lambda x: 0 <= x < 1, "at least 0 and below 1")
         self._check_number(
@@ -246,13 +225,12 @@ class Preset:
                 raise ValueError(
                     f"{field} is {getattr(self, field)!r}: choose one of {', '.join(choices)}."
                 )
-        self._check_rand_augment()
         if self.warmup and self.learning_rate_schedule != "cosine":
             raise ValueError(
                 f"warmup is {self.warmup}, but learning_rate_schedule is "
                 f"{self.learning_rate_schedule!r}: use 'cosine', or a warmup of 0."
             )
-        for field in ("random_erasing", "min_top_1_accuracy", "min_top_5_accuracy"):
+        for field in ("min_top_1_accuracy", "min_top_5_accuracy"):
             self._check_number(field, lambda x: 0 <= x <= 1, "a fraction from 0 to 1")
         if self.min_top_5_accuracy < self.min_top_1_accuracy:
             raise ValueError(
@@ -282,37 +260,12 @@ class Preset:
                 f"transformer_units {self.transformer_units} and linear_mlp_output "
                 f"{self.linear_mlp_output}."
             )
-        if self.batch_normalization and (self.stochastic_depth or self.locality_attention):
-            raise ValueError(
-                f"batch_normalization is for blocks without stochastic_depth, which is "
-                f"{self.stochastic_depth}, and locality_attention, which is "
-                f"{self.locality_attention}."
-            )
         if self.depthwise_convolution and not self.batch_normalization:
             raise ValueError(
                 "depthwise_convolution is for blocks with batch_normalization, which is False."
             )
 
-    def _check_rand_augment(self) -> None:
-        if self.rand_augment_ops and not _is_positive_int(self.rand_augment_ops):
-            raise ValueError(
-                f"rand_augment_ops is {self.rand_augment_ops!r}: it must be a whole number of at "
-                "least 1, or 0 for none."
-            )
-        self._check_number("rand_augment_magnitude", lambda x: 0 <= x <= 1, "a fraction")
-        if bool(self.rand_augment_ops) != bool(self.rand_augment_magnitude):
-            raise ValueError(
-                f"rand_augment_ops is {self.rand_augment_ops} and rand_augment_magnitude is "
-                f"{self.rand_augment_magnitude}: set both above 0, or both to 0."
-            )
-
     def _check_tokenizer(self) -> None:
-        if self.shifted_patches and (self.tokenizer_filters or self.patch_size < 2):
-            raise ValueError(
-                f"shifted_patches needs patches of at least 2 pixels and no tokenizer_filters, but "
-                f"patch_size is {self.patch_size} and tokenizer_filters is "
-                f"{self.tokenizer_filters!r}."
-            )
         pairs = self.tokenizer_residual_pairs
         if not isinstance(pairs, tuple) or not all(
             isinstance(number, int) and number >= 0 for number in pairs

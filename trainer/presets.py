@@ -166,64 +166,6 @@ _COMPACT_WIDE = dataclasses.replace(
     epochs=150,
 )
 
-# `vit_cifar`: the most accurate, for a GPU. 64 tokens of 4 x 4 pixels from three convolutions, nine
-# blocks with locality self-attention and stochastic depth, sequence pooling. The width, heads and
-# attention are those of Lee et al., https://arxiv.org/abs/2112.13492, the tokenizer and pooling of
-# Hassani et al., https://arxiv.org/abs/2104.05704, with the recipe of the latter's published
-# configuration for CIFAR-100 (RandAugment, MixUp .8, CutMix 1, label smoothing, AdamW).
-#   parameters   3,002,897 trainable
-#   compute      219 M multiply-accumulates per image forward (tokenizer 35 M, blocks 9 x 20.4 M)
-#   command      .venv/bin/python -m benchmarks.gpu_train --preset vit_cifar --data ... --out ...
-#                (or make run ARGS="--preset vit_cifar", on a machine with a GPU)
-#   expected     not measured: no GPU was at hand. The target is .76 top-1 within 200 epochs, for
-#                which the latter's repository has .767 (CCT-6/3x1: 256 tokens, 3.2 M parameters)
-#                and .745 (CCT-6/3x2: 64 tokens, 3.3 M), with less augmentation
-#   cost         47 images for each second of one CPU core: 9 minutes per epoch of 50,000 on two
-# The floors are those of `notebook`.
-_VIT_CIFAR = Preset(
-    name="vit_cifar",
-    description=(
-        "The most accurate one, for a GPU (3.0 M parameters, 32 x 32 pixels, 64 convolutional "
-        "tokens): 200 epochs, meant to reach 76 % top-1, which is not measured."
-    ),
-    image_size=32,
-    patch_size=4,
-    projection_dim=192,
-    num_heads=12,
-    key_dim=16,
-    transformer_layers=9,
-    transformer_units=(384, 192),
-    mlp_head_units=(),
-    dropout_rate=0.0,
-    head_dropout_rate=0.0,
-    layer_norm_epsilon=1e-6,
-    random_flip=True,
-    random_rotation=0.0,
-    random_zoom=0.0,
-    epochs=200,
-    batch_size=128,
-    learning_rate=1e-3,
-    learning_rate_schedule="cosine",
-    weight_decay=0.06,
-    min_top_1_accuracy=0.05,
-    min_top_5_accuracy=0.20,
-    tokenizer_filters=(64, 128, 192),
-    sequence_pooling=True,
-    linear_mlp_output=True,
-    random_shift=4,
-    label_smoothing=0.1,
-    warmup=0.05,
-    decay_matrices_only=True,
-    gradient_clip_norm=1.0,
-    rand_augment_ops=2,
-    rand_augment_magnitude=0.6,
-    mixup=0.8,
-    cutmix=1.0,
-    stochastic_depth=0.1,
-    locality_attention=True,
-    mixed_precision=True,
-)
-
 # What a run without a preset takes; and for how many minutes those trained on a CPU that are meant
 # for it.
 ON_CPU = "compact"
@@ -231,8 +173,7 @@ ON_GPU = "notebook"
 MINUTES_ON_CPU = {"compact": 10, "compact_long": 120}
 
 PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (_NOTEBOOK, _TINY, _COMPACT, _COMPACT_LONG, _COMPACT_WIDE, _VIT_CIFAR)
+    preset.name: preset for preset in (_NOTEBOOK, _TINY, _COMPACT, _COMPACT_LONG, _COMPACT_WIDE)
 }
 
 

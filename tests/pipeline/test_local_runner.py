@@ -65,7 +65,8 @@ def test_cores_are_those_that_the_process_may_use():
         (
             ["--preset", "huge"],
             2,
-            "Unknown preset 'huge': choose one of compact, compact_long, notebook, tiny",
+            "Unknown preset 'huge': choose one of compact, compact_long, compact_wide, notebook, "
+            "tiny.",
         ),
         (["--batch_size", "0"], 2, "--batch_size is 0: it must be 1 or more."),
     ],

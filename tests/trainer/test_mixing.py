@@ -91,9 +91,7 @@ def test_model_trains_on_mixed_labels_and_is_validated_on_plain_ones() -> None:
         transformer_layers=1,
         mixup=0.8,
         cutmix=1.0,
-        rand_augment_ops=1,
-        rand_augment_magnitude=0.5,
-        random_erasing=0.25,
+        random_shift=4,
         epochs=2,
     )
     labels = np.arange(60) % 10

@@ -14,6 +14,7 @@ import pytest
 from keras import layers, ops
 
 from trainer.compact_layers import FusedBatchNormalization
+from trainer.inference import for_inference
 from trainer.model import build_model
 from trainer.presets import PRESETS, get_preset
 from trainer.schedule import build_optimizer
@@ -239,6 +240,37 @@ def test_save_and_reload_gives_equal_outputs(preset: str, tmp_path: Path) -> Non
     reloaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(_logits(reloaded), _logits(model), atol=1e-6)
     assert reloaded.to_json() == model.to_json()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"batch_normalization": False}, {"depthwise_convolution": True}],
+    ids=["compact", "layer_normalization", "depthwise_convolution"],
+)
+def test_convolutional_tokens_are_the_same_plain_reloaded_and_for_inference(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    preset = dataclasses.replace(
+        get_preset("compact"),
+        projection_dim=24,
+        num_heads=3,
+        key_dim=8,
+        transformer_layers=2,
+        transformer_units=(16, 24),
+        tokenizer_filters=(8, 8, 24),
+        **changes,
+    )
+    model = build_model(preset, seed=0)
+    trained = _logits(model, training=True)  # moves the averages of batch normalizations
+    expected = _logits(model)
+    assert np.abs(trained - expected).max() > 0.01
+    plain = build_model(preset, seed=1, plain=True)
+    assert [w.path for w in plain.weights] == [w.path for w in model.weights]
+    plain.set_weights(model.get_weights())
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.models.load_model(tmp_path / "model.keras")
+    for other in (plain, reloaded, for_inference(model)):
+        np.testing.assert_allclose(_logits(other), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -50,14 +50,9 @@ def test_notebook_is_the_reference_configuration() -> None:
         "mixed_precision": False,
         "train_minutes": 0.0,
         "gradient_clip_norm": 0.0,
-        "rand_augment_ops": 0,
-        "rand_augment_magnitude": 0.0,
-        "random_erasing": 0.0,
         "mixup": 0.0,
         "cutmix": 0.0,
-        "stochastic_depth": 0.0,
-        "locality_attention": False,
-        "shifted_patches": False,
+        "depthwise_convolution": False,
     }
 
 
@@ -65,7 +60,7 @@ def test_number_of_patches() -> None:
     assert get_preset("notebook").num_patches == 49
     assert get_preset("tiny").num_patches == 16
     assert get_preset("compact").num_patches == 64
-    assert get_preset("vit_cifar").num_patches == 64
+    assert get_preset("compact_wide").num_patches == 64
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -87,11 +82,11 @@ def test_unknown_name_lists_the_presets_and_the_closest() -> None:
     with pytest.raises(ValueError) as error:
         get_preset("notbook")
     assert str(error.value) == (
-        "Unknown preset 'notbook': choose one of compact, compact_long, notebook, tiny, vit_cifar. "
-        "Did you mean 'notebook'?"
+        "Unknown preset 'notbook': choose one of compact, compact_long, compact_wide, notebook, "
+        "tiny. Did you mean 'notebook'?"
     )
     with pytest.raises(
-        ValueError, match=r"choose one of compact, compact_long, notebook, tiny, vit_cifar\.$"
+        ValueError, match=r"choose one of compact, compact_long, compact_wide, notebook, tiny\.$"
     ):
         get_preset("resnet50")
 
@@ -139,25 +134,19 @@ def test_indivisible_patch_size_names_both_values_and_a_fix() -> None:
         ({"tokenizer_filters": (8,)}, "end it with projection_dim = 64"),
         ({"tokenizer_filters": (8, 64)}, "set patch_size, which is 32, to 2"),
         ({"gradient_clip_norm": -1.0}, "gradient_clip_norm is -1.0: it must be a number of at"),
-        ({"rand_augment_ops": 1.5}, "rand_augment_ops is 1.5: it must be a whole number"),
-        ({"rand_augment_ops": 2}, "rand_augment_magnitude is 0.0: set both above 0, or both to 0"),
-        ({"rand_augment_magnitude": 0.5}, "rand_augment_ops is 0 and"),
-        ({"rand_augment_ops": 2, "rand_augment_magnitude": 1.5}, "magnitude is 1.5"),
-        ({"random_erasing": 1.5}, "random_erasing is 1.5: it must be a fraction"),
         ({"mixup": -0.2}, "mixup is -0.2"),
         ({"cutmix": float("inf")}, "cutmix is inf"),
         (
             {
                 "batch_normalization": True,
                 "linear_mlp_output": True,
-                "dropout_rate": 0.0,
-                "stochastic_depth": 0.1,
+                "dropout_rate": 0.1,
             },
-            "blocks without stochastic_depth, which is 0.1",
+            "blocks without dropout, .* but dropout_rate is 0.1",
         ),
-        ({"stochastic_depth": 1.0}, "stochastic_depth is 1.0"),
-        ({"locality_attention": 1}, "locality_attention is 1: it must be True or False"),
-        ({"shifted_patches": True, "patch_size": 1}, "patch_size is 1 and tokenizer_filters is"),
+        ({"depthwise_convolution": True}, "blocks with batch_normalization, which is False"),
+        ({"ema_momentum": 1.0}, "ema_momentum is 1.0: it must be at least 0 and below 1"),
+        ({"mixed_precision": 1}, "mixed_precision is 1: it must be True or False"),
         ({"min_top_1_accuracy": 5}, "min_top_1_accuracy is 5: it must be a fraction"),
         ({"min_top_1_accuracy": 0.3}, "raise it to at least 0.3"),
     ],

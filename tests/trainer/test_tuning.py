@@ -36,13 +36,11 @@ def test_augmentation_is_scaled_together_and_within_limits():
     assert not hyperparameters.is_augmented(off) and off.random_flip
     strong = hyperparameters.scale_augmentation(dataclasses.replace(TINY, random_zoom=0.8), 2)
     assert strong.random_zoom == hyperparameters.AUGMENTATION_LIMITS["random_zoom"]
-    # RandAugment goes altogether, and not its strength alone.
-    vit = get_preset("vit_cifar")
-    assert (
-        vit.rand_augment_ops and hyperparameters.scale_augmentation(vit, 2).mixup == 2 * vit.mixup
-    )
-    bare = hyperparameters.scale_augmentation(vit, 0)
-    assert bare.rand_augment_ops == 0 and not bare.mixes_labels
+    mixing = get_preset("compact_long")
+    doubled = hyperparameters.scale_augmentation(mixing, 2)
+    assert (doubled.mixup, doubled.cutmix, doubled.random_shift) == (0.4, 2.0, 8)
+    bare = hyperparameters.scale_augmentation(mixing, 0)
+    assert mixing.mixes_labels and not bare.mixes_labels and bare.random_shift == 0
     with pytest.raises(ValueError, match=r"-0\.5"):
         hyperparameters.scale_augmentation(preset, -0.5)
 

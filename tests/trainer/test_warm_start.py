@@ -91,6 +91,15 @@ def test_fields_newer_than_the_model_count_as_off():
     assert base.adapt(TINY, CLASSES) == TINY
 
 
+def test_fields_that_are_gone_since_the_model_was_exported_do_not_count():
+    base = base_model(TINY)
+    base.report["preset"].update(locality_attention=False, stochastic_depth=0.1, rand_augment_ops=2)
+    assert base.adapt(TINY, CLASSES) == TINY
+    # Nor what a Tuner had chosen for them.
+    base = base_model(TINY, tuned={"shifted_patches": False, "learning_rate": 0.5})
+    assert base.adapt(TINY, CLASSES) == TINY
+
+
 def test_the_depth_that_a_tuner_has_chosen_stays():
     deeper = dataclasses.replace(TINY, transformer_layers=3)
     with pytest.raises(WarmStartError, match="transformer_layers is 3 there and 2 here"):
