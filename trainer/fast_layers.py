@@ -271,17 +271,17 @@ class FusedTransformerBlock(TransformerBlock):
     def call(
         self,
         x: Any,
+        training: bool | None = None,
         merged: tuple[Any, ...] | None = None,
         mask: Any = None,
-        training: bool | None = None,
     ) -> Any:
         """Applies the block.
 
         Args:
             x: Tokens [B, N, D] of the layer's compute dtype.
+            training: Whether dropout is active.
             merged: What `merge_projections` gives; computed here by default.
             mask: Added to the scores, [N]: far below 0 for what is no token.
-            training: Whether dropout is active.
 
         Returns:
             Tokens [B, N, D] of the layer's compute dtype.
@@ -359,7 +359,9 @@ class MergedProjections(keras.layers.Layer):
     """`merge_projections` of blocks that come behind it in the network.
 
     One batch of products for all blocks is a tenth of the operations, which on a GPU is what small
-    products cost. Output: for each block the four arrays that it is called with.
+    products cost. Output: for each block the four arrays that it is called with. A network with
+    this layer keeps its weights by `save_weights`; it cannot be saved whole, as the layer has no
+    configuration without the blocks.
 
     Args:
         blocks: Built; they keep their variables.

@@ -101,7 +101,7 @@ def _build(
 def _encode(preset: Preset, x: keras.KerasTensor, plain: bool) -> keras.KerasTensor:
     """The blocks, one after the other: tokens [B, N, D] to tokens [B, N, D]."""
     blocks = [_block(preset, index, plain) for index in range(preset.transformer_layers)]
-    if not isinstance(blocks[0], FusedTransformerBlock):
+    if keras.config.backend() != "jax" or not isinstance(blocks[0], FusedTransformerBlock):
         for block in blocks:
             x = block(x)
         return x
@@ -109,11 +109,10 @@ def _encode(preset: Preset, x: keras.KerasTensor, plain: bool) -> keras.KerasTen
         block.build(x.shape)
     projections = MergedProjections(blocks, name="projections")(x)
     tokens, mask = x.shape[1], None
-    half = keras.config.dtype_policy().compute_dtype != "float32"
-    if half and tokens % 8 and keras.config.backend() == "jax":
+    if tokens % 8 and keras.config.dtype_policy().compute_dtype != "float32":
         x, mask = FullTokens(name="full_tokens")(x)
     for block, merged in zip(blocks, projections):
-        x = block(x, merged, mask)
+        x = block(x, merged=merged, mask=mask)
     return x if mask is None else FewerTokens(tokens, name="fewer_tokens")(x)
 
 

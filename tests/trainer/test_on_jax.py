@@ -122,7 +122,8 @@ padded, mask = fast_layers.FullTokens()(tokens)
 merged = fast_layers.MergedProjections(blocks)(tokens)
 alone, together = tokens, padded
 for block, projections in zip(blocks, merged):
-    alone, together = block(alone), block(together, projections, mask)
+    alone = block(alone)
+    together = block(together, merged=projections, mask=mask)
 out["blocks"] = {
     "padded": list(padded.shape),
     "apart": apart([alone], [fast_layers.FewerTokens(13)(together)]),
