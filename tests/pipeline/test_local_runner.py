@@ -22,7 +22,7 @@ MODULE = "pipeline.local_runner"
         ({"preset": "compact_long"}, 0, 2, "compact_long", None, 120, "120 minutes of training"),
         ({"epochs": 3}, 0, 2, "compact", 3, 0, "3 epochs (no GPU, 2 CPU cores)"),
         ({"train_minutes": 90.0}, 0, 2, "compact", None, 90, "90 minutes of training (no GPU"),
-        ({}, 1, 2, "notebook", 20, 0, "20 epochs (1 GPU)"),
+        ({}, 1, 2, "compact_long", 130, 0, "130 epochs (1 GPU)"),
         ({"preset": "compact", "train_minutes": 0.5}, 1, 8, "compact", None, 0.5, "0.5 minutes"),
         ({"preset": "notebook"}, 0, 2, "notebook", 2, 0, "2 epochs (no GPU, 2 CPU cores): A SHORT"),
         ({"preset": "notebook"}, 0, 16, "notebook", 4, 0, "4 epochs (no GPU, 16 CPU cores): A SH"),
