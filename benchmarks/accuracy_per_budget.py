@@ -37,7 +37,7 @@ from benchmarks.train_step import (
 from components.dataset.format import TEST_FILE, TRAIN_FILE, read_records
 from components.dataset.locate import locate
 from pipeline import fingerprint
-from trainer import callbacks, model, precision, presets, schedule, trained
+from trainer import callbacks, model, precision, presets, schedule
 from trainer.input import make_dataset, mix_batches, raw_bytes, seed_after
 from trainer.mixing import Mixing
 from trainer.preset import Preset
@@ -239,7 +239,9 @@ def main() -> None:
     measurement = folder / "measurement.json"
     if not measurement.is_file():
         measured = measure(preset, train(0), (images, labels))
-        trained.write_json({**measured, "of": what}, measurement)
+        partial = measurement.with_name("partial.json")
+        partial.write_text(json.dumps({**measured, "of": what}, indent=1) + "\n")
+        partial.replace(measurement)
     measured = json.loads(measurement.read_text())
     if measured.get("of") != what:
         parser.error(

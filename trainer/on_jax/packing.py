@@ -207,15 +207,15 @@ def batches(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
     by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, shape in enumerate(shapes):
         by_size[tuple(shape[1:])].append(i)
-    batches = list(by_size.values())
-    while len(batches) > 1:
+    found = list(by_size.values())
+    while len(found) > 1:
         gains = {
-            (i, j): cost(batches[i]) + cost(batches[j]) - cost(batches[i] + batches[j])
-            for j in range(len(batches))
+            (i, j): cost(found[i]) + cost(found[j]) - cost(found[i] + found[j])
+            for j in range(len(found))
             for i in range(j)
         }
         (i, j), gain = max(gains.items(), key=lambda item: item[1])
         if gain <= 0:
             break
-        batches[i] += batches.pop(j)
-    return batches
+        found[i] += found.pop(j)
+    return found
