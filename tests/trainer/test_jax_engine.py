@@ -221,7 +221,11 @@ def test_it_ends_with_its_parent(kill: signal.Signals, tmp_path: Path, compiled:
     minutes = dataclasses.replace(TINY, train_minutes=60.0)
     write_job(tmp_path / "job", minutes)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "job"), str(compiled)]
-    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    # Tests that run in the background of a shell ignore SIGINT, and so would what they start.
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    parent = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heeds
+    )
     assert parent.stdout is not None
     assert "  epoch 1 took" in parent.stdout.readline()
     (child,) = psutil.Process(parent.pid).children()

@@ -28,6 +28,7 @@ def test_transform_does_not_run_on_a_label_out_of_range(tmp_path: Path):
         # Past the checks that come before a run, as on Kubeflow.
         data=DataSource(folder=str(folder), name="synthetic", fingerprint="damaged"),
         preset=get_preset("notebook"),
+        engine="tensorflow",
         seed=0,
         gate=Gate(min_top_1_accuracy=0.1, min_top_5_accuracy=0.3, max_accuracy_drop=0.01),
         serving_dir=str(tmp_path / "serving"),
