@@ -100,13 +100,14 @@ def _build(
 
 def _encode(preset: Preset, x: keras.KerasTensor, plain: bool) -> keras.KerasTensor:
     """The blocks, one after the other: tokens [B, N, D] to tokens [B, N, D]."""
-    blocks = [_block(preset, index, plain) for index in range(preset.transformer_layers)]
+    blocks = []
+    for index in range(preset.transformer_layers):
+        blocks.append(_block(preset, index, plain))
+        blocks[-1].build(x.shape)  # in turn, as each draws seeds for its weights
     if keras.config.backend() != "jax" or not isinstance(blocks[0], FusedTransformerBlock):
         for block in blocks:
             x = block(x)
         return x
-    for block in blocks:
-        block.build(x.shape)
     projections = MergedProjections(blocks, name="projections")(x)
     tokens, mask = x.shape[1], None
     if tokens % 8 and keras.config.dtype_policy().compute_dtype != "float32":
