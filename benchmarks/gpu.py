@@ -1,7 +1,7 @@
 """What a GPU does with these trainings, in a few minutes of its time, with JAX and no network.
 
-    python -m benchmarks.gpu measure --data cifar-100-binary.tar.gz --out gpu --seconds 200
-    python -m benchmarks.gpu train   --data cifar-100-binary.tar.gz --out gpu --seconds 340
+    python -m benchmarks.gpu measure --data cifar-100-binary --out gpu --seconds 200
+    python -m benchmarks.gpu train   --data cifar-100-binary --out gpu --seconds 340
 
 from the project's folder, with `jax`, `keras`, `numpy` and `scipy` installed. Each command ends in
 time and goes on where the last one ended: what --out has is not done again. Programs are compiled a
@@ -27,7 +27,6 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from typing import Any
 STARTED = time.time()
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes on one GPU
-warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
 
 _IMAGES = 25_600  # of a timed epoch
 _SIDE_BY_SIDE = 5
@@ -495,7 +493,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("command", choices=("measure", "train", "worker", "one"))
-    parser.add_argument("--data", required=True, type=Path, help="archive or folder of CIFAR-100")
+    parser.add_argument(
+        "--data", required=True, type=Path, help="folder of CIFAR-100's binary form"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=240.0, help="to end in")
     parser.add_argument("--images", type=int, default=_IMAGES, help="of a timed epoch")

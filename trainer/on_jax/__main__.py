@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import traceback
-import warnings
 
 from trainer.on_jax.job import Failure, Folder
 
@@ -26,8 +25,6 @@ def main() -> int:
     # At once, and not when a compiled program has come to its end.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Keras's MixUp numbers images in int64, which JAX is not set to have, and need not.
-    warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
     sys.modules.update(dict.fromkeys(_NOT_NEEDED))  # type: ignore[arg-type]
     folder = Folder(path)
     try:
