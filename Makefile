@@ -10,7 +10,7 @@ export PYTHON GPU UPGRADE IMAGE
 
 BIN := .venv/bin
 FAST_TESTS := $(filter-out tests/e2e tests/conftest.py tests/__pycache__,$(wildcard tests/*))
-PACKAGES := pipeline components trainer serving kubeflow benchmarks tests tools setup.py
+PACKAGES := pipeline components dataset trainer serving kubeflow benchmarks tests tools setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup ready run test lint format lock image clean test-debian13

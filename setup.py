@@ -16,7 +16,7 @@ setup(
     packages=find_packages(
         include=[
             name
-            for package in ("pipeline", "components", "trainer", "serving")
+            for package in ("pipeline", "components", "dataset", "trainer", "serving")
             for name in (package, f"{package}.*")
         ]
     ),

@@ -34,12 +34,13 @@ from benchmarks.train_step import (
     matmul_gflops,
     transform_graph,
 )
-from components.dataset.format import TEST_FILE, TRAIN_FILE, read_records
-from components.dataset.locate import locate
+from dataset.format import TEST_FILE, TRAIN_FILE, read_records
+from dataset.locate import locate
 from pipeline import fingerprint
-from trainer import callbacks, model, precision, presets, schedule
+from trainer import callbacks, precision, presets, schedule
 from trainer.input import make_dataset, mix_batches, raw_bytes, seed_after
-from trainer.mixing import Mixing
+from trainer.network import model
+from trainer.network.mixing import Mixing
 from trainer.preset import Preset
 
 _TRAIN_IMAGES = 45_000  # as in the notebook; the other 5,000 are for validation

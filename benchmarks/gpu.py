@@ -55,7 +55,7 @@ class Program:
       preset: Of `trainer.presets`.
       fields: Of the preset, to be replaced.
       policy: Keras dtype policy.
-      plain: As the reference computes it, see `trainer.model.build_model`.
+      plain: As the reference computes it, see `trainer.network.model.build_model`.
       flags: Of XLA.
       cudnn_attention: Whether cuDNN's fused kernel is in the place of `compact_layers.attend`.
       candidate: Whether to train with it for `_CANDIDATE_SECONDS`.
@@ -412,7 +412,7 @@ def _statistics(images: Any) -> tuple[Any, Any]:
 def _use_cudnn_attention() -> None:
     import jax
 
-    from trainer import compact_layers
+    from trainer.network import compact_layers
 
     def attend(projections: Any, tokens: int, num_heads: int, key_dim: int) -> Any:
         shape = (-1, tokens, 3, num_heads, key_dim)
@@ -430,7 +430,7 @@ def _flat(training: Any) -> Any:
 
 
 def _images(folder: Path, split: str) -> tuple[Any, Any]:
-    from components.dataset import format as binary
+    from dataset import format as binary
 
     name = {"train": binary.TRAIN_FILE, "test": binary.TEST_FILE}[split]
     images, labels, _ = binary.read_records(folder / name)

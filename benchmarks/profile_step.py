@@ -25,7 +25,8 @@ try:
 except ImportError:  # moved between TensorFlow's versions
     from tensorflow.core.profiler.protobuf import xplane_pb2
 
-from trainer import model, precision, presets, schedule
+from trainer import precision, presets, schedule
+from trainer.network import model
 
 _STEPS = 3
 

@@ -30,10 +30,11 @@ import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 
-from components.dataset.format import TRAIN_FILE, read_records
-from components.dataset.locate import locate
-from trainer import inference, model, preprocessing, presets, schedule
+from dataset.format import TRAIN_FILE, read_records
+from dataset.locate import locate
+from trainer import preprocessing, presets, schedule
 from trainer.input import FEATURES, make_dataset, raw_bytes
+from trainer.network import inference, model
 
 _BATCH = 256
 

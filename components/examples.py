@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfx import types
 from tfx.types import artifact_utils
 
-from components.dataset.format import IMAGE_BYTES
+from dataset.format import IMAGE_BYTES
 
 IMAGE_SHAPE = (32, 32, 3)
 

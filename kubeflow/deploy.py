@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.kubeflow_api import FAILED, USAGE, Api, DeployError, failure, wait
-from pipeline.kubeflow_package import Package, PackageError
+from pipeline.kubeflow.api import FAILED, USAGE, Api, DeployError, failure, wait
+from pipeline.kubeflow.package import Package, PackageError
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ MIRRORS = {"minio://": "minio", "s3://": "s3", "gs://": "gcs"}
 ROOT_VARIABLE = "VIT_MIRROR_ROOT"
 # Of an executor's exec_properties, which no file system of TensorFlow and Beam can open.
 UNREACHABLE = ("minio://", "s3://")
-_PACKAGES = ("components", "pipeline", "serving", "trainer")
+_PACKAGES = ("components", "dataset", "pipeline", "serving", "trainer")
 
 
 class EntrypointError(RuntimeError):

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.kubeflow_package import Package, PackageError
+from pipeline.kubeflow.package import Package, PackageError
 
 
 def _runner(shared_memory: str) -> object:

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from components.dataset.format import DataError
-from components.dataset.locate import Dataset, locate
-from pipeline import console, kubeflow_config, kubeflow_parameters, kubeflow_spec
+from dataset.format import DataError
+from dataset.locate import Dataset, locate
+from pipeline import console
 from pipeline.config import ConfigError
-from pipeline.kubeflow_config import KubeflowConfig
+from pipeline.kubeflow import config as kubeflow_config
+from pipeline.kubeflow import parameters as kubeflow_parameters
+from pipeline.kubeflow import spec as kubeflow_spec
+from pipeline.kubeflow.config import KubeflowConfig
 from pipeline.local_runner import arguments_from_environment
 
 ARGUMENTS_VARIABLE = "VIT_KUBEFLOW_ARGS"

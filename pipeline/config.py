@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 from components.converter import formats
-from components.dataset.format import NUM_FINE_CLASSES
-from components.dataset.locate import SYNTHETIC
+from dataset.format import NUM_FINE_CLASSES
+from dataset.locate import SYNTHETIC
 from trainer import engines, presets
 from trainer.preset import OVERRIDES, Preset
 

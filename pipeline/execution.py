@@ -14,7 +14,7 @@ from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from tfx.orchestration.portable import runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
-from components.dataset.locate import Dataset
+from dataset.locate import Dataset
 from pipeline import console, fingerprint, graph, summary
 from pipeline.config import PipelineConfig
 from pipeline.run_history import RunHistory, exclusive_run
@@ -172,7 +172,12 @@ def _describe(error: Exception) -> str:
     # TFX cannot write down either that a component failed: what it failed of comes before that.
     cause: BaseException | None = error
     while cause:
-        if type(cause).__module__.partition(".")[0] in ("components", "trainer", "pipeline"):
+        if type(cause).__module__.partition(".")[0] in (
+            "components",
+            "dataset",
+            "trainer",
+            "pipeline",
+        ):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return f"{type(error).__name__}: {str(error).strip() or 'no message'}"

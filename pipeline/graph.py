@@ -25,13 +25,13 @@ from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
 from components.baseline.component import Baseline
 from components.converter.component import Converter
 from components.data_gate.component import DataGate
-from components.dataset.format import IMAGE_BYTES
 from components.evaluator.component import BaselineEvaluator
 from components.example_gen.component import Cifar100ExampleGen
 from components.example_gen.executor import SPLITS, TEST, TRAIN, VALIDATION
 from components.pusher.component import AtomicPusher
 from components.schema_gen.component import CuratedSchemaGen
 from components.serving_validator.component import ServingValidator
+from dataset.format import IMAGE_BYTES
 from serving import client
 from trainer.preset import OVERRIDES, Preset
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from components.dataset.format import (
+from dataset.format import (
     OFFICIAL_TRAIN_RECORDS,
     TRAIN_FILE,
     DataError,
@@ -76,7 +76,7 @@ def arguments_from_environment(variable: str) -> list[str]:
 
 def _run(config: pipeline_config.PipelineConfig) -> None:
     from components.converter.formats import MissingPackagesError, check_installed
-    from components.dataset.locate import locate
+    from dataset.locate import locate
 
     try:
         check_installed(config.export_formats)

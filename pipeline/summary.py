@@ -10,7 +10,7 @@ import tensorflow_model_analysis as tfma
 from ml_metadata.proto import metadata_store_pb2
 
 from components.converter.formats import EXPORTS_FOLDER, REPORT_FILE
-from components.dataset.locate import SYNTHETIC
+from dataset.locate import SYNTHETIC
 from pipeline.console import box, count
 from pipeline.graph import TOP_1, TOP_5
 from pipeline.run_history import Run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from components.dataset import synthetic
+from dataset import synthetic
 
 # Servers of these tests are on this machine, whatever proxy leads to others.
 os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1,localhost"]))

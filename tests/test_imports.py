@@ -58,7 +58,7 @@ def modules(folder: str) -> list[str]:
 @pytest.mark.parametrize(
     ("names", "present", "absent"),
     [
-        pytest.param(modules("components/dataset"), "numpy", TENSORFLOW, id="components.dataset"),
+        pytest.param(modules("dataset"), "numpy", TENSORFLOW, id="dataset"),
         pytest.param(["pipeline.config"], "trainer", TENSORFLOW, id="pipeline.config"),
         pytest.param(["pipeline.local_runner"], "pipeline", TENSORFLOW, id="pipeline.local_runner"),
         # TensorFlow only when it classifies, so that errors in the arguments come at once.
@@ -76,10 +76,10 @@ def modules(folder: str) -> list[str]:
             id="server",
         ),
         pytest.param(
-            [f"trainer.{name}" for name in ("model", "layers", "augment", "schedule", "presets")],
+            [*modules("trainer/network"), "trainer.schedule", "trainer.presets"],
             "keras",
             TFX,
-            id="model",
+            id="network",
         ),
         # Not even trainer.run, which TFX calls.
         pytest.param(modules("trainer"), "tensorflow_transform", ("tfx",), id="trainer"),

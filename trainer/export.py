@@ -26,7 +26,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from trainer import inference, preprocessing, weights
+from trainer import preprocessing, weights
+from trainer.network import inference
 
 SERVING_DEFAULT = "serving_default"
 SERVING_BYTES = "serving_bytes"

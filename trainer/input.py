@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from trainer import preprocessing
-from trainer.mixing import Mixing
+from trainer.network.mixing import Mixing
 
 # Of the raw examples.
 FEATURES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-from trainer import model
+from trainer.network import model
 from trainer.preset import Preset
 
 
@@ -67,7 +67,7 @@ def in_float32(network: keras.Model, preset: Preset) -> keras.Model:
     """The same network, computing in float32: what is exported and served anywhere.
 
     Args:
-        network: Of `trainer.model.build_model`, under any policy; it is not changed.
+        network: Of `trainer.network.model.build_model`, under any policy; it is not changed.
         preset: That it was built from.
 
     Returns:

@@ -71,7 +71,7 @@ class Preset:
             but the first halving the resolution; the last is `projection_dim`. Empty for patches.
         tokenizer_residual_pairs: Residual pairs of convolutions in each stage; empty for none.
         batch_normalization: Whether blocks normalize over the batch and use ReLU (see
-            `trainer.compact_layers.BatchNormBlock`) rather than over a token, and GELU.
+            `trainer.network.compact_layers.BatchNormBlock`) rather than over a token, and GELU.
         sequence_pooling: Whether the classifier gets the tokens' mean, weighted by a learned
             attention, in place of all of them side by side.
         linear_mlp_output: Whether the last layer of a block's MLP goes without GELU (as in the
@@ -96,7 +96,7 @@ class Preset:
             counts; 0 turns it off.
         cutmix: The same for CutMix. Where both are on, each image gets one of them.
         depthwise_convolution: Whether the MLP of a block with batch normalization mixes
-            neighbouring tokens (see `trainer.compact_layers.BatchNormBlock`).
+            neighbouring tokens (see `trainer.network.compact_layers.BatchNormBlock`).
 
     Raises:
         ValueError: A value is out of range or two contradict each other.

@@ -86,7 +86,7 @@ _TINY = Preset(
 
 # `compact`: learns fast on a CPU. A Compact Convolutional Transformer (Hassani et al.,
 # https://arxiv.org/abs/2104.05704) for the least time rather than the fewest operations (see
-# trainer/compact_layers.py), trained by Muon.
+# trainer/network/compact_layers.py), trained by Muon.
 #   parameters   584,453 trainable
 #   compute      57 M multiply-accumulates per image forward (convolutions 29 M, blocks 3 x 9.4 M)
 #   command      benchmarks/accuracy_per_budget.py --data ... --fraction 0.04

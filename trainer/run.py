@@ -24,14 +24,14 @@ from trainer import (
     hyperparameters,
     jax_engine,
     known_answers,
-    model,
     precision,
     presets,
     schedule,
     warm_start,
 )
 from trainer.input import make_dataset, mix_batches, read_examples, seed_after
-from trainer.mixing import Mixing
+from trainer.network import model
+from trainer.network.mixing import Mixing
 from trainer.preset import OVERRIDES, Preset
 
 if TYPE_CHECKING:

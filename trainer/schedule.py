@@ -120,7 +120,7 @@ def compile_network(network: keras.Model, preset: Preset, *, steps_per_epoch: in
     """Makes a network ready for `fit`; under the dtype policy that it was built under.
 
     Args:
-        network: Of `trainer.model.build_model`.
+        network: Of `trainer.network.model.build_model`.
         preset: Gives optimizer, loss and metrics.
         steps_per_epoch: See `build_optimizer`.
 

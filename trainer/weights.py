@@ -12,7 +12,7 @@ def pack(network: keras.Model) -> bytes:
     """The weights as NumPy's npz, in the order of `network.weights`, which is part of their names.
 
     Not as Keras writes them, by the layers' classes: those depend on more than the architecture
-    (`trainer.model.build_model` computes the same in several ways), and the order does not.
+    (`trainer.network.model.build_model` computes the same in several ways), and the order does not.
     """
     buffer = io.BytesIO()
     names = (f"{index:04}/{weight.path}" for index, weight in enumerate(network.weights))

@@ -14,7 +14,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import json_utils
 
-from components.dataset.format import DataError
+from dataset.format import DataError
 
 EXPECTED_SPLITS_KEY = "expected_splits"
 BYTE_LENGTHS_KEY = "byte_lengths"

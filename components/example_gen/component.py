@@ -9,8 +9,8 @@ from tfx.dsl.components.base import base_beam_component, base_driver, executor_s
 from tfx.proto import example_gen_pb2
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 
-from components.dataset import format as dataset_format
 from components.example_gen import executor
+from dataset import format as dataset_format
 
 
 class Cifar100ExampleGenSpec(component_spec.ComponentSpec):
@@ -58,7 +58,7 @@ class Cifar100ExampleGen(example_gen_component.FileBasedExampleGen):
             coarse_label_names.txt.
           dataset_name: `cifar-100` or `synthetic`; travels with the data into the model.
           content_fingerprint: Identifies the contents of the folder; see
-            `components.dataset.format.fingerprint`.
+            `dataset.format.fingerprint`.
           limit: Keep at most so many examples of each split, class-balanced. None or 0 keeps all.
         """
         input_config = example_gen_pb2.Input(

@@ -14,9 +14,9 @@ from tfx.components.example_gen import base_example_gen_executor
 from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_component_specs
 
-from components.dataset import format as dataset_format
-from components.dataset.unpacked import CIFAR_100
 from components.example_gen import records
+from dataset import format as dataset_format
+from dataset.unpacked import CIFAR_100
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 # The notebook trains with validation_split=0.1, which Keras takes from the end of the data.

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from components.dataset.format import fingerprint
+from dataset.format import fingerprint
 from tests.kubeflow.cluster import LOGS, Cluster, Execution, KubeflowError
 from tests.kubeflow.conftest import REPOSITORY, run_compiler
 

@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from components.dataset import format as dataset_format
+from dataset import format as dataset_format
 from pipeline.run_history import lock_holder
 
 REPOSITORY = Path(__file__).resolve().parents[2]

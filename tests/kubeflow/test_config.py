@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.kubeflow_config import KubeflowConfig, Resources, Selector, parse_args
+from pipeline.kubeflow.config import KubeflowConfig, Resources, Selector, parse_args
 from tests.kubeflow.conftest import REPOSITORY
 
 

@@ -230,7 +230,7 @@ def test_long_silence_ends_it(
     cluster: Any, call: Call, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call("run", package, "--param", "data=/d", "--no_wait")[0] == 0
-    monkeypatch.setattr("pipeline.kubeflow_api._PATIENCE", 0.1)
+    monkeypatch.setattr("pipeline.kubeflow.api._PATIENCE", 0.1)
     cluster.silent = 1000
     code, _, err = call("wait", "r0")
     assert code == 3 and "does not answer" in err and "The run r0 goes on." in err
@@ -280,7 +280,7 @@ def test_an_endpoint_that_is_not_there_is_named(call: Call, package: Path) -> No
 def test_an_endpoint_that_never_answers_is_given_up(
     call: Call, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.kubeflow_api._REQUEST_TIMEOUT", (0.1, 0.1))
+    monkeypatch.setattr("pipeline.kubeflow.api._REQUEST_TIMEOUT", (0.1, 0.1))
     with socket.create_server(("127.0.0.1", 0)) as mute:
         endpoint = f"http://127.0.0.1:{mute.getsockname()[1]}"
         code, _, err = call("upload", package, endpoint=endpoint)

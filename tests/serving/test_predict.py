@@ -19,10 +19,10 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from PIL import Image
 
-from components.dataset.synthetic import LABEL_NAMES
+from dataset.synthetic import LABEL_NAMES
 from serving import predict
 from trainer import export, preprocessing
-from trainer.model import build_model
+from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 ROOT = Path(__file__).resolve().parents[2]

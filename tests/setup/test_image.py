@@ -35,7 +35,7 @@ def test_what_is_copied_is_there_and_let_through() -> None:
     assert ignored[1] == "*"  # everything else stays out: data, models, .git, .venv
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, flags=re.M)
     sources = {source for line in copied for source in line.split()}
-    assert {"components", "pipeline", "serving", "trainer", "setup.py"} <= sources
+    assert {"components", "dataset", "pipeline", "serving", "trainer", "setup.py"} <= sources
     for source in sources:
         assert list(ROOT.glob(source)), f"there is no {source}"
     assert {source.partition("/")[0] for source in sources} == allowed

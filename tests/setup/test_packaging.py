@@ -115,15 +115,15 @@ def test_the_python_range_is_that_of_the_lock_files(
 def test_every_package_on_disk_is_packaged(distribution: setuptools.Distribution) -> None:
     on_disk = {
         ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("pipeline", "components", "trainer", "serving")
+        for top in ("pipeline", "components", "dataset", "trainer", "serving")
         for path in (ROOT / top).rglob("__init__.py")
     }
-    assert {"pipeline", "components", "trainer", "serving"} <= on_disk
+    assert {"pipeline", "components", "dataset", "trainer", "serving"} <= on_disk
     assert set(distribution.packages) == on_disk
 
 
 def test_every_folder_with_code_is_a_package() -> None:
-    for top in ("pipeline", "components", "trainer", "serving"):
+    for top in ("pipeline", "components", "dataset", "trainer", "serving"):
         for module in (ROOT / top).rglob("*.py"):
             assert (module.parent / "__init__.py").is_file(), f"{module.parent} has no __init__.py"
 
@@ -141,7 +141,7 @@ def test_a_console_script_leads_to_a_function(
 def test_data_files_in_the_packages_are_packaged(distribution: setuptools.Distribution) -> None:
     on_disk = {
         path
-        for top in ("pipeline", "components", "trainer", "serving")
+        for top in ("pipeline", "components", "dataset", "trainer", "serving")
         for path in (ROOT / top).rglob("*")
         if path.is_file() and path.suffix in {".pbtxt", ".config", ".yaml", ".json"}
     }

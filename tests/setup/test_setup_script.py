@@ -43,7 +43,7 @@ def copy_checkout(folder: Path) -> Path:
         blocks = re.split(r"\n(?=[A-Za-z0-9])", lock.read_text())
         kept = [block for block in blocks if block.startswith(tuple(f"{n}==" for n in INSTALLERS))]
         (folder / "requirements" / lock.name).write_text("\n".join(kept) + "\n")
-    for package in ("pipeline", "components", "trainer", "serving"):
+    for package in ("pipeline", "components", "dataset", "trainer", "serving"):
         (folder / package).mkdir()
         (folder / package / "__init__.py").touch()
     return folder

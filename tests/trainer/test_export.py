@@ -20,11 +20,11 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from PIL import Image
 
-from components.dataset.synthetic import LABEL_NAMES
+from dataset.synthetic import LABEL_NAMES
 from serving import server_process
 from serving.client import Client
 from trainer import export, preprocessing
-from trainer.model import build_model
+from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 COARSE = tuple(LABEL_NAMES.coarse[label // 5] for label in range(100))

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.dataset import synthetic
+from dataset import synthetic
 from trainer import weights
-from trainer.model import build_model
+from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,9 @@ SCRIPT = """
 import dataclasses, functools, json
 import jax, jax.numpy as jnp, keras
 import numpy as np
-from trainer import compact_layers, fast_layers, schedule
-from trainer.model import build_model
+from trainer import schedule
+from trainer.network import compact_layers, fast_layers
+from trainer.network.model import build_model
 from trainer.on_jax.packing import Packing, batches
 from trainer.on_jax.training import Split, Training
 from trainer.presets import get_preset

@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 from trainer import precision
-from trainer.model import build_model
+from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 

@@ -19,10 +19,10 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from tfx_bsl.public import tfxio
 
-from components.dataset import format as binary
-from components.dataset import synthetic
-from components.dataset.locate import locate
 from components.example_gen.executor import SPLITS, TRAIN, Executor
+from dataset import format as binary
+from dataset import synthetic
+from dataset.locate import locate
 from trainer import export, preprocessing
 from trainer.input import make_dataset, read_examples
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tests.trainer.training import Inputs, report, train
-from trainer import export, model, warm_start
+from trainer import export, warm_start
 from trainer import weights as packed_weights
+from trainer.network import model
 from trainer.preset import ARCHITECTURE, Preset
 from trainer.presets import PRESETS, get_preset
 from trainer.warm_start import BaseModel, WarmStartError, read_base_model

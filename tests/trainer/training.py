@@ -14,8 +14,8 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from tfx.components.trainer.fn_args_utils import FnArgs
 
-from components.dataset import format as binary
-from components.dataset import synthetic
+from dataset import format as binary
+from dataset import synthetic
 from trainer import export, preprocessing, run
 
 TRAIN, VALIDATION = 180, 60

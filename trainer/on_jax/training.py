@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trainer import precision, schedule
-from trainer.mixing import Mixing
-from trainer.model import build_model
+from trainer.network.mixing import Mixing
+from trainer.network.model import build_model
 from trainer.on_jax.packing import Packing
 from trainer.preset import Preset
 
@@ -110,7 +110,7 @@ class Training:
       mean: Of each channel, in units of pixel values, [3].
       variance: Of each channel, in squared pixel values, [3].
       weights: To start from, in the order of the network's; None for random ones.
-      plain: See `trainer.model.build_model`.
+      plain: See `trainer.network.model.build_model`.
 
     Attributes:
       steps: Of an epoch; its last batch is filled up with the first examples of its order.

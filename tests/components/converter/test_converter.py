@@ -22,8 +22,8 @@ from components.converter.component import Converter
 from components.converter.executor import Executor
 from components.converter.saved_model import ConversionError, PixelsToProbabilities
 from components.examples import ExamplesError
-from trainer import inference
-from trainer.model import build_model
+from trainer.network import inference
+from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 CLASSES = 5

@@ -16,7 +16,7 @@ from tfx.types import artifact_utils, standard_artifacts
 
 from components.data_gate.component import DataGate
 from components.data_gate.executor import Executor
-from components.dataset.format import DataError
+from dataset.format import DataError
 from pipeline.execution import beam_arguments
 from pipeline.graph import SCHEMA_FILE
 

@@ -7,8 +7,8 @@ from ml_metadata import metadata_store
 from tfx import v1 as tfx
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
-from components.dataset import synthetic
-from components.dataset.format import RECORD_BYTES, DataError
+from dataset import synthetic
+from dataset.format import RECORD_BYTES, DataError
 from pipeline.execution import beam_arguments
 from pipeline.graph import DataSource, Gate, create_pipeline
 from trainer.presets import get_preset

@@ -8,9 +8,9 @@ from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig, Execution
 from tfx import v1 as tfx
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
-from components.dataset import format as binary
-from components.dataset import synthetic
 from components.example_gen.component import Cifar100ExampleGen
+from dataset import format as binary
+from dataset import synthetic
 from pipeline.execution import beam_arguments
 
 

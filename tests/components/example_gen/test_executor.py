@@ -9,12 +9,12 @@ import tensorflow as tf
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import artifact_utils, standard_artifacts
 
-from components.dataset import format as binary
-from components.dataset import synthetic
-from components.dataset.format import DataError
-from components.dataset.locate import locate
 from components.example_gen.component import Cifar100ExampleGen
 from components.example_gen.executor import SPLITS, Executor
+from dataset import format as binary
+from dataset import synthetic
+from dataset.format import DataError
+from dataset.locate import locate
 from pipeline.execution import beam_arguments
 
 Split = tuple[list[bytes], list[int], list[int]]

@@ -8,7 +8,7 @@ and no more than a stand-in. Figures measured on it say nothing about CIFAR-100.
 The same seed gives the same bytes on any machine and NumPy version: all arithmetic is on integers,
 and only `random_raw` is drawn, whose stream NumPy keeps fixed (its distributions may change).
 
-    python -m components.dataset.synthetic FOLDER --train 50000 --test 10000 --seed 0
+    python -m dataset.synthetic FOLDER --train 50000 --test 10000 --seed 0
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from components.dataset import format as binary
-from components.dataset.files import new_folder
-from components.dataset.format import DataError, LabelNames
+from dataset import format as binary
+from dataset.files import new_folder
+from dataset.format import DataError, LabelNames
 
 _Mask = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.bool_]]
 
@@ -220,7 +220,7 @@ _TEXTURE_MASKS: tuple[_Mask, ...] = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m components.dataset.synthetic",
+        prog="python -m dataset.synthetic",
         description="Generate the synthetic stand-in for CIFAR-100, in its binary layout.",
     )
     parser.add_argument("folder", type=Path, help="the folder to make")

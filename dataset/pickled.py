@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from components.dataset import format as binary
-from components.dataset.format import DataError, LabelNames
+from dataset import format as binary
+from dataset.format import DataError, LabelNames
 
 TRAIN_FILE = "train"
 TEST_FILE = "test"

@@ -11,10 +11,10 @@ import json
 import shutil
 from pathlib import Path
 
-from components.dataset import archive, pickled
-from components.dataset import format as binary
-from components.dataset.files import replace_text, scratch_folder
-from components.dataset.format import DataError
+from dataset import archive, pickled
+from dataset import format as binary
+from dataset.files import replace_text, scratch_folder
+from dataset.format import DataError
 
 CIFAR_100 = "cifar-100"
 

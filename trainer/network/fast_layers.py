@@ -1,4 +1,4 @@
-"""The layers of `trainer/layers.py`, computed faster: same variables, same function.
+"""The layers of `trainer/network/layers.py`, computed faster: same variables, same function.
 
 `set_weights(other.get_weights())` moves weights between a layer here and its plain counterpart in
 either direction, or between whole models. What differs is the order of the arithmetic (outputs
@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainer.layers import MLP, PatchEmbedding, Shape, TransformerBlock
+from trainer.network.layers import MLP, PatchEmbedding, Shape, TransformerBlock
 
 
 def resize_matrix(size: int, resized: int) -> np.ndarray:

@@ -10,9 +10,9 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, cast
 
-from components.dataset import format as binary
-from components.dataset import pickled
-from components.dataset.format import DataError
+from dataset import format as binary
+from dataset import pickled
+from dataset.format import DataError
 
 Form = Literal["binary", "python"]
 

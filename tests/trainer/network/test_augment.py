@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from trainer.augment import RandomProjection, augmentation_layers
+from trainer.network.augment import RandomProjection, augmentation_layers
 from trainer.presets import get_preset
 
 

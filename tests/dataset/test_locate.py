@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.dataset import format as binary
-from components.dataset import synthetic
-from components.dataset.download import RemoteArchive
-from components.dataset.files import StorageError
-from components.dataset.format import DataError, LabelNames
-from components.dataset.locate import Dataset, locate
+from dataset import format as binary
+from dataset import synthetic
+from dataset.download import RemoteArchive
+from dataset.files import StorageError
+from dataset.format import DataError, LabelNames
+from dataset.locate import Dataset, locate
 
 NAMES = LabelNames(
     tuple(f"thing_{index}" for index in range(100)), tuple(f"group_{index}" for index in range(20))
@@ -444,7 +444,7 @@ def test_leftovers_of_a_killed_run_are_cleared(run: Run, forms: Path):
 def test_two_runs_at_once(run: Run, forms: Path):
     """Both get the data, and only one of them unpacks."""
     code = (
-        "import sys; from pathlib import Path; from components.dataset.locate import locate; "
+        "import sys; from pathlib import Path; from dataset.locate import locate; "
         "print(locate(sys.argv[1], Path(sys.argv[2])).fingerprint)"
     )
     command = [sys.executable, "-c", code, str(forms / "d"), str(run.work_dir)]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from components.dataset import archive, synthetic
-from components.dataset.format import FILES, DataError
+from dataset import archive, synthetic
+from dataset.format import FILES, DataError
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from trainer.compact_layers import (
+from trainer.network.compact_layers import (
     BatchNormBlock,
     ConvolutionalTokenizer,
     FusedBatchNormalization,

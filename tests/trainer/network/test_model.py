@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from trainer.compact_layers import FusedBatchNormalization
-from trainer.inference import for_inference
-from trainer.model import build_model
+from trainer.network.compact_layers import FusedBatchNormalization
+from trainer.network.inference import for_inference
+from trainer.network.model import build_model
 from trainer.presets import PRESETS, get_preset
 from trainer.schedule import build_optimizer
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.dataset import format as binary
-from components.dataset import synthetic
-from components.dataset.format import DataError
+from dataset import format as binary
+from dataset import synthetic
+from dataset.format import DataError
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_folder_in_use_is_left_alone(tmp_path: Path):
 
 
 def test_command_line(tmp_path: Path):
-    command = [sys.executable, "-m", "components.dataset.synthetic", str(tmp_path / "set")]
+    command = [sys.executable, "-m", "dataset.synthetic", str(tmp_path / "set")]
     command += ["--train", "300", "--test", "100", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -13,9 +13,9 @@ from typing import IO
 
 from tqdm import tqdm
 
-from components.dataset.files import make_folder, storage_error
-from components.dataset.format import DataError
-from components.dataset.hashing import md5_of
+from dataset.files import make_folder, storage_error
+from dataset.format import DataError
+from dataset.hashing import md5_of
 
 _ATTEMPTS = 4
 _BLOCK = 1 << 18

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from components.dataset import format as binary
-from components.dataset import pickled, synthetic, unpacked
-from components.dataset.download import (
+from dataset import format as binary
+from dataset import pickled, synthetic, unpacked
+from dataset.download import (
     OFFICIAL_BINARY,
     OFFICIAL_PYTHON_MD5,
     RemoteArchive,
     UnreachableError,
     fetch,
 )
-from components.dataset.files import StorageError, exclusive, make_folder
-from components.dataset.format import DataError, RecordCounts
-from components.dataset.hashing import md5_of
-from components.dataset.unpacked import CIFAR_100
+from dataset.files import StorageError, exclusive, make_folder
+from dataset.format import DataError, RecordCounts
+from dataset.hashing import md5_of
+from dataset.unpacked import CIFAR_100
 
 SYNTHETIC = "synthetic"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
+from trainer.network.layers import MLP, PatchEmbedding, Patches, TransformerBlock
 
 
 def _random(*shape: int) -> np.ndarray:

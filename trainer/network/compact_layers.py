@@ -22,7 +22,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainer.layers import Shape
+from trainer.network.layers import Shape
 
 
 @keras.saving.register_keras_serializable(package="vit")

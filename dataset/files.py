@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from components.dataset.format import DataError
+from dataset.format import DataError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from components.dataset.download import UnreachableError, fetch
-from components.dataset.files import StorageError
-from components.dataset.format import DataError
+from dataset.download import UnreachableError, fetch
+from dataset.files import StorageError
+from dataset.format import DataError
 
 CONTENT = bytes(range(256)) * 5000  # 1.28 MB: several blocks
 MD5 = hashlib.md5(CONTENT).hexdigest()

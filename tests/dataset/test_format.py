@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.dataset import format as binary
-from components.dataset import synthetic
-from components.dataset.format import DataError
+from dataset import format as binary
+from dataset import synthetic
+from dataset.format import DataError
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_fingerprint_tells_where_one_file_ends(folder: Path):
 
 def test_package_needs_no_tensorflow():
     code = (
-        "import sys, components.dataset.locate; "
+        "import sys, dataset.locate; "
         "print([m for m in ('tensorflow', 'tfx', 'apache_beam', 'keras') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import ConfigError
-from pipeline.kubeflow_config import KubeflowConfig, Resources
+from pipeline.kubeflow.config import KubeflowConfig, Resources
 
 Spec = dict[str, Any]
 

@@ -8,21 +8,21 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainer.augment import RandomProjection, RandomShift
-from trainer.compact_layers import (
+from trainer.network.augment import RandomProjection, RandomShift
+from trainer.network.compact_layers import (
     BatchNormBlock,
     ConvolutionalTokenizer,
     attend,
     mix_neighbours,
 )
-from trainer.fast_layers import (
+from trainer.network.fast_layers import (
     FewerTokens,
     FoldedPatchEmbedding,
     FullTokens,
     FusedTransformerBlock,
     MergedProjections,
 )
-from trainer.layers import Shape
+from trainer.network.layers import Shape
 
 _LEFT_OUT = (
     keras.layers.InputLayer,
@@ -37,7 +37,7 @@ _LEFT_OUT = (
 
 
 def for_inference(network: keras.Model) -> keras.Model:
-    """Rewrites a network of `trainer.model.build_model` for inference alone.
+    """Rewrites a network of `trainer.network.model.build_model` for inference alone.
 
     Augmentation and dropout are left out, products of weights are multiplied out, the scale and
     shift of layer normalizations are part of the projections behind them, and so are whole batch

@@ -11,8 +11,8 @@ from keras import ops
 
 from trainer import schedule
 from trainer.input import mix_batches
-from trainer.mixing import Mixing
-from trainer.model import build_model
+from trainer.network.mixing import Mixing
+from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 COUNT = 40

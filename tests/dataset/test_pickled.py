@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.dataset import format as binary
-from components.dataset import pickled, synthetic
-from components.dataset.format import DataError
+from dataset import format as binary
+from dataset import pickled, synthetic
+from dataset.format import DataError
 
 
 def python2_pickle(value: Any) -> bytes:

@@ -9,21 +9,21 @@ from typing import Any
 
 import keras
 
-from trainer.augment import RandomProjection, augmentation_layers
-from trainer.compact_layers import (
+from trainer.network.augment import RandomProjection, augmentation_layers
+from trainer.network.compact_layers import (
     BatchNormBlock,
     ConvolutionalTokenizer,
     FusedBatchNormalization,
     SequencePooling,
 )
-from trainer.fast_layers import (
+from trainer.network.fast_layers import (
     FewerTokens,
     FoldedPatchEmbedding,
     FullTokens,
     FusedTransformerBlock,
     MergedProjections,
 )
-from trainer.layers import MLP, PatchEmbedding, Patches, TransformerBlock
+from trainer.network.layers import MLP, PatchEmbedding, Patches, TransformerBlock
 from trainer.preset import Preset
 
 
@@ -46,7 +46,8 @@ def build_model(
         input_shape: Height, width and channels of the images.
         seed: Fixes the initial weights and the streams of dropout and augmentation (the same seed
             gives the same model on the same backend); None draws fresh ones.
-        plain: Compute as the reference does, step by step, in place of `trainer/fast_layers.py`.
+        plain: Compute as the reference does, step by step, in place of
+            `trainer/network/fast_layers.py`.
             The variables are the same ones, and the outputs up to rounding. In training the fast
             layers draw other random numbers, and augmentation resamples images once and before
             they are resized.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from components.dataset.hashing import add_file
+from dataset.hashing import add_file
 
 IMAGE_SHAPE = (32, 32, 3)  # height, width, channels
 IMAGE_BYTES = 3072

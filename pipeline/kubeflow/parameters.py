@@ -1,6 +1,6 @@
 """The compiled pipeline's parameters: what a run can set without the pipeline being compiled anew.
 
-Like `pipeline.kubeflow_spec`, on plain dictionaries.
+Like `pipeline.kubeflow.spec`, on plain dictionaries.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.kubeflow_config import KubeflowConfig
+from pipeline.kubeflow.config import KubeflowConfig
 from trainer.preset import Preset
 
 _TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE"}

@@ -10,14 +10,14 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from trainer.fast_layers import (
+from trainer.network.fast_layers import (
     FastDropout,
     FoldedPatchEmbedding,
     FusedTransformerBlock,
     patch_windows,
     resize_matrix,
 )
-from trainer.layers import PatchEmbedding, Patches, TransformerBlock
+from trainer.network.layers import PatchEmbedding, Patches, TransformerBlock
 
 BLOCK: dict[str, Any] = {"num_heads": 4, "key_dim": 64, "mlp_units": (128, 64)}
 

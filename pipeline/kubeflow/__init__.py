@@ -1,0 +1,1 @@
+"""The pipeline compiled for Kubeflow Pipelines and Vertex AI, and run there."""

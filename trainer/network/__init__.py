@@ -1,0 +1,1 @@
+"""The networks: Keras alone, whichever backend it has."""
