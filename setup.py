@@ -66,6 +66,7 @@ setup(
         "pip",  # the tfx command line runs it
         "prometheus-client",
         "protobuf",
+        "pydantic >=2,<3",
         "pyyaml",
         "tensorboard >=2.16,<2.17" + OLD_LINE,
         "tensorboard >=2.20,<3" + NEW_LINE,  # TensorFlow 2.21 no longer asks for it

@@ -137,7 +137,7 @@ def transform_graph(images: np.ndarray, labels: np.ndarray, folder: Path) -> tft
     """
     metadata = tft.DatasetMetadata.from_feature_spec(FEATURES)
     rows = [
-        {preprocessing.IMAGE_KEY: image.tobytes(), preprocessing.FINE_LABEL_KEY: int(label)}
+        {preprocessing.IMAGE_KEY: image.tobytes(), preprocessing.LABEL_KEY: int(label)}
         for image, label in zip(images, labels)
     ]
     with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):

@@ -53,7 +53,7 @@ def images(serialized: Sequence[bytes], where: str) -> np.ndarray:
 def labels(serialized: Sequence[bytes]) -> np.ndarray:
     """Reads the classes of examples, int64 [N]."""
     features = [tf.train.Example.FromString(item).features.feature for item in serialized]
-    return np.array([feature["fine_label"].int64_list.value[0] for feature in features])
+    return np.array([feature["label"].int64_list.value[0] for feature in features])
 
 
 def pixels(raw: Sequence[bytes], where: str) -> np.ndarray:

@@ -27,10 +27,10 @@ from components.converter.component import Converter
 from components.data_gate.component import DataGate
 from components.evaluator.component import BaselineEvaluator
 from components.example_gen.component import Cifar100ExampleGen
-from components.example_gen.executor import SPLITS, TEST, TRAIN, VALIDATION
 from components.pusher.component import AtomicPusher
 from components.schema_gen.component import CuratedSchemaGen
 from components.serving_validator.component import ServingValidator
+from dataset.card import SPLITS, TEST, TRAIN, VALIDATION
 from dataset.format import IMAGE_BYTES
 from serving import client
 from trainer.preset import OVERRIDES, Preset
@@ -282,14 +282,14 @@ def evaluation_config(gate: Gate) -> tfma.EvalConfig:
         model_specs=[
             tfma.ModelSpec(
                 signature_name="serving_examples",
-                label_key="fine_label",
+                label_key="label",
                 prediction_key="probabilities",
             )
         ],
         slicing_specs=[
             tfma.SlicingSpec(),
-            tfma.SlicingSpec(feature_keys=["coarse_label"]),
-            tfma.SlicingSpec(feature_keys=["fine_label"]),
+            tfma.SlicingSpec(feature_keys=["superclass"]),
+            tfma.SlicingSpec(feature_keys=["label"]),
         ],
         metrics_specs=[tfma.MetricsSpec(metrics=metrics)],
     )

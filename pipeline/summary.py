@@ -10,6 +10,8 @@ import tensorflow_model_analysis as tfma
 from ml_metadata.proto import metadata_store_pb2
 
 from components.converter.formats import EXPORTS_FOLDER, REPORT_FILE
+from dataset import card as data_card
+from dataset.card import DataCard
 from dataset.locate import SYNTHETIC
 from pipeline.console import box, count
 from pipeline.graph import TOP_1, TOP_5
@@ -36,7 +38,7 @@ def summarize(run: Run) -> str:
       Several lines of text.
     """
     model = _output(run, "Trainer", "model")
-    training = _read_json(model, "training.json")
+    training = json.loads(_read_asset(model, "training.json"))
     evaluation = _output(run, "Evaluator", "evaluation")
     synthetic = training["dataset"] == SYNTHETIC
     lines = []
@@ -122,7 +124,7 @@ def accuracies(evaluation_uri: str, slice_key: str | None = None) -> dict[_Slice
 
     Args:
       evaluation_uri: Evaluator's output.
-      slice_key: `coarse_label` or `fine_label`; None for the whole test split.
+      slice_key: `superclass` or `label`; None for the whole test split.
 
     Returns:
       (model name, label) -> metric name -> value. The model is tfma.CANDIDATE_KEY or
@@ -154,12 +156,15 @@ def _accuracy_lines(evaluation_uri: str) -> list[str]:
 
 
 def _superclass_lines(model: metadata_store_pb2.Artifact, evaluation_uri: str) -> list[str]:
-    names = _read_json(model, "dataset.json")["coarse_label_names"]
-    by_label = accuracies(evaluation_uri, "coarse_label")
+    card = _read_card(model)
+    if card.superclasses is None:
+        return []
+    names = card.superclasses.names
+    by_label = accuracies(evaluation_uri, "superclass")
     ranked = sorted(
         (values[TOP_1], names[label])
         for (name, label), values in by_label.items()
-        if name == tfma.CANDIDATE_KEY
+        if name == tfma.CANDIDATE_KEY and label is not None
     )
     (worst, worst_name), (best, best_name) = ranked[0], ranked[-1]
     return [f"superclasses from {worst_name} ({worst:.3f}) to {best_name} ({best:.3f})"]
@@ -289,6 +294,10 @@ def _output(run: Run, component: str, key: str) -> metadata_store_pb2.Artifact:
     return artifact
 
 
-def _read_json(model: metadata_store_pb2.Artifact, name: str) -> Any:
+def _read_card(model: metadata_store_pb2.Artifact) -> DataCard:
+    return data_card.from_json(_read_asset(model, data_card.CARD_FILE), model.uri)
+
+
+def _read_asset(model: metadata_store_pb2.Artifact, name: str) -> str:
     with open(os.path.join(model.uri, "Format-Serving", "assets.extra", name)) as file:
-        return json.load(file)
+        return file.read()

@@ -15,7 +15,7 @@ _FORMATS = ("PNG", "JPEG")
 # Outputs of every signature -> their names in an answer.
 _COLUMNS = {
     "top_5_names": "name",
-    "top_5_coarse_names": "superclass",
+    "top_5_superclasses": "superclass",
     "top_5_ids": "id",
     "top_5_probabilities": "probability",
 }

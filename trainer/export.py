@@ -7,7 +7,7 @@
 | `serving_examples` | `examples`: string [N], serialized tf.Examples           |
 
 All return, for each image, the most probable first: `top_5_names` string [N, 5], their superclasses
-`top_5_coarse_names` string [N, 5], `top_5_ids` int32 [N, 5], `top_5_probabilities` float32 [N, 5];
+`top_5_superclasses` string [N, 5], `top_5_ids` int32 [N, 5], `top_5_probabilities` float32 [N, 5];
 and `probabilities` float32 [N, 100].
 
 `serving_bytes` resizes an image of another size to 32 x 32 with an antialiased bilinear filter,
@@ -18,50 +18,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from dataset.card import CARD_FILE, DataCard
 from trainer import preprocessing, weights
 from trainer.network import inference
 
 SERVING_DEFAULT = "serving_default"
 SERVING_BYTES = "serving_bytes"
 SERVING_EXAMPLES = "serving_examples"
-TOP_K = 5
 
 # Files beside the graph that no signature reads: what the model was made from.
 EXTRA_ASSETS = "assets.extra"
 TRAINING_REPORT_FILE = "training.json"
-DATASET_CARD_FILE = "dataset.json"
 # For training that goes on from this model (trainer/warm_start.py): the SavedModel's weights are
 # multiplied out for inference, and such products cannot be taken apart.
 WEIGHTS_FILE = "trained_weights.npz"
 
 _PARITY_TOLERANCE = 1e-5
-
-
-class ClassNames(NamedTuple):
-    """The names of the classes, in the order of the logits.
-
-    Attributes:
-      fine: Of each class.
-      coarse: Of each class's superclass; empty where the data do not tell.
-    """
-
-    fine: Sequence[str]
-    coarse: Sequence[str]
-
-
-def class_names(card: Mapping[str, Any]) -> ClassNames:
-    """Reads the class names out of a data set's card (see components/example_gen)."""
-    coarse = card["coarse_label_names"]
-    superclasses = ["" if label is None else coarse[label] for label in card["superclasses"]]
-    return ClassNames(card["fine_label_names"], superclasses)
 
 
 class ExportError(RuntimeError):
@@ -111,7 +91,7 @@ def _apply_transform(
     raw = tf.constant([image.tobytes() for image in pixels])
     labels = tf.zeros([len(pixels)], tf.int64)
     return transform_output.transform_features_layer()(
-        {preprocessing.IMAGE_KEY: raw, preprocessing.FINE_LABEL_KEY: labels}
+        {preprocessing.IMAGE_KEY: raw, preprocessing.LABEL_KEY: labels}
     )
 
 
@@ -126,34 +106,34 @@ def _decode_image(encoded: tf.Tensor) -> tf.Tensor:
 def build_archive(
     model: keras.Model,
     transform_output: tft.TFTransformOutput,
-    class_names: ClassNames,
+    card: DataCard,
 ) -> keras.export.ExportArchive:
     """Wraps a model in the three signatures.
 
     Args:
       model: float32 [N, 32, 32, 3] normalised images -> logits [N, classes].
       transform_output: Gives the constants of the normalisation.
-      class_names: As many as there are logits.
+      card: Names the classes, in the order of the logits.
 
     Raises:
       ExportError: See `check_parity`; or the number of names is not that of the logits.
     """
     num_classes = model.output_shape[-1]
-    if not len(class_names.fine) == len(class_names.coarse) == num_classes:
-        raise ExportError(f"{len(class_names.fine)} class names for {num_classes} logits")
+    if card.num_classes != num_classes:
+        raise ExportError(f"{card.num_classes} class names for {num_classes} logits")
     check_parity(transform_output)
     mean, variance = channel_statistics(transform_output)
     model = inference.for_inference(model)
-    names, coarse_names = (tf.constant(list(names)) for names in class_names)
+    names, superclasses = tf.constant(card.classes), tf.constant(card.superclass_of)
 
     def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
         normalized = preprocessing.normalize(images, mean, variance)
         logits = model(normalized, training=False)  # (N, classes)
         probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
-        top = tf.math.top_k(probabilities, k=TOP_K)
+        top = tf.math.top_k(probabilities, k=card.top)
         return {
             "top_5_names": tf.gather(names, top.indices),
-            "top_5_coarse_names": tf.gather(coarse_names, top.indices),
+            "top_5_superclasses": tf.gather(superclasses, top.indices),
             "top_5_ids": top.indices,
             "top_5_probabilities": top.values,
             "probabilities": probabilities,
@@ -193,7 +173,7 @@ def build_archive(
 def export_model(
     model: keras.Model,
     transform_output: tft.TFTransformOutput,
-    class_names: ClassNames,
+    card: DataCard,
     target: str,
     extra: Mapping[str, Any],
 ) -> None:
@@ -202,7 +182,7 @@ def export_model(
     Args:
       model: See `build_archive`.
       transform_output: See `build_archive`.
-      class_names: See `build_archive`.
+      card: See `build_archive`; written to `assets.extra/`, too.
       target: Folder to create.
       extra: File name -> JSON-serializable value, written to `assets.extra/`, beside the model's
         own weights in `WEIGHTS_FILE`.
@@ -210,14 +190,15 @@ def export_model(
     Raises:
       ExportError: See `build_archive`; or the disk is full or not writable.
     """
-    archive = build_archive(model, transform_output, class_names)
+    archive = build_archive(model, transform_output, card)
     with _whole_or_nothing(target) as partial:
         archive.write_out(partial, verbose=False)
         folder = f"{partial}/{EXTRA_ASSETS}"
         tf.io.gfile.makedirs(folder)
-        for name, value in extra.items():
+        texts = {name: json.dumps(value, indent=1) + "\n" for name, value in extra.items()}
+        for name, text in {CARD_FILE: card.to_json(), **texts}.items():
             with tf.io.gfile.GFile(f"{folder}/{name}", "w") as file:
-                file.write(json.dumps(value, indent=1) + "\n")
+                file.write(text)
         with tf.io.gfile.GFile(f"{folder}/{WEIGHTS_FILE}", "wb") as file:
             file.write(weights.pack(model))
 

@@ -14,7 +14,7 @@ from trainer.network.mixing import Mixing
 # Of the raw examples.
 FEATURES = {
     preprocessing.IMAGE_KEY: tf.io.FixedLenFeature([], tf.string),
-    preprocessing.FINE_LABEL_KEY: tf.io.FixedLenFeature([], tf.int64),
+    preprocessing.LABEL_KEY: tf.io.FixedLenFeature([], tf.int64),
 }
 _PARSE_BATCH = 1024
 
@@ -44,7 +44,7 @@ def read_examples(file_patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
         raise ValueError(f"no examples in {', '.join(file_patterns)}")
     return (
         np.concatenate([batch[preprocessing.IMAGE_KEY] for batch in parsed]),
-        np.concatenate([batch[preprocessing.FINE_LABEL_KEY] for batch in parsed]),
+        np.concatenate([batch[preprocessing.LABEL_KEY] for batch in parsed]),
     )
 
 
@@ -81,16 +81,16 @@ def make_dataset(
       shuffle_seed: Reshuffle all examples at each epoch, from this seed. None keeps the order.
 
     Returns:
-      A dataset of (image float32 [B, 32, 32, 3], fine_label int64 [B]).
+      A dataset of (image float32 [B, 32, 32, 3], label int64 [B]).
     """
     layer = transform_output.transform_features_layer()
 
     def transform(raw: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        transformed = layer({preprocessing.IMAGE_KEY: raw, preprocessing.FINE_LABEL_KEY: label})
+        transformed = layer({preprocessing.IMAGE_KEY: raw, preprocessing.LABEL_KEY: label})
         image = tf.ensure_shape(
             transformed[preprocessing.IMAGE_KEY], [None, *preprocessing.IMAGE_SHAPE]
         )
-        return image, transformed[preprocessing.FINE_LABEL_KEY]
+        return image, transformed[preprocessing.LABEL_KEY]
 
     # Positions are shuffled, not images: the buffer of a shuffle would hold all of them once more.
     raw_images, all_labels = tf.constant(images), tf.constant(labels)

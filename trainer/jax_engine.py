@@ -53,7 +53,7 @@ def fit(preset: Preset, inputs: Inputs, checkpoints: str | None = None) -> Train
     with tempfile.TemporaryDirectory(prefix="vit-jax-") as path:
         job = Job(
             preset,
-            inputs.classes,
+            inputs.card.num_classes,
             inputs.seed,
             mean.tolist(),
             variance.tolist(),

@@ -15,9 +15,9 @@ IMAGE_SHAPE = (32, 32, 3)  # rows, columns, RGB
 
 # Features of the raw examples, as written by components/example_gen.
 IMAGE_KEY = "image"  # 3,072 bytes: uint8, row-major, RGB interleaved
-FINE_LABEL_KEY = "fine_label"  # int64 in [0, 100)
+LABEL_KEY = "label"  # int64 in [0, 100)
 
-# Transformed features: IMAGE_KEY float32 [N, 32, 32, 3], FINE_LABEL_KEY int64 [N], and the two
+# Transformed features: IMAGE_KEY float32 [N, 32, 32, 3], LABEL_KEY int64 [N], and the two
 # constants, repeated for each row because Transform's outputs have a batch dimension.
 IMAGE_MEAN_KEY = "image_mean"
 IMAGE_VARIANCE_KEY = "image_variance"
@@ -60,7 +60,7 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """TensorFlow Transform's callback.
 
     Args:
-      inputs: IMAGE_KEY string [N], FINE_LABEL_KEY int64 [N], further features are ignored.
+      inputs: IMAGE_KEY string [N], LABEL_KEY int64 [N], further features are ignored.
 
     Returns:
       The transformed features named above.
@@ -79,7 +79,7 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     per_row = tf.stack([tf.shape(pixels)[0], IMAGE_SHAPE[2]])
     return {
         IMAGE_KEY: normalize(pixels, mean, variance),
-        FINE_LABEL_KEY: inputs[FINE_LABEL_KEY],
+        LABEL_KEY: inputs[LABEL_KEY],
         IMAGE_MEAN_KEY: tf.broadcast_to(mean, per_row),
         IMAGE_VARIANCE_KEY: tf.broadcast_to(variance, per_row),
     }

@@ -17,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from dataset import card as data_card
+from dataset.card import DataCard
 from trainer import (
     callbacks,
     engines,
@@ -55,7 +57,7 @@ class Inputs(NamedTuple):
 
     Attributes:
       transform_output: Transform's result.
-      card: The data set's name and class names.
+      card: Of the data set.
       train: Batches of the train split; `shuffle_seed` gives their order.
       train_split: The same examples, as a tensor.
       validation: Batches of the validation split.
@@ -67,7 +69,7 @@ class Inputs(NamedTuple):
     """
 
     transform_output: tft.TFTransformOutput
-    card: dict[str, Any]
+    card: DataCard
     train: Callable[..., tf.data.Dataset]
     train_split: Split
     validation: tf.data.Dataset
@@ -76,11 +78,6 @@ class Inputs(NamedTuple):
     seed: int
     engine: str
     compiled: str
-
-    @property
-    def classes(self) -> int:
-        """How many there are."""
-        return len(self.card["fine_label_names"])
 
     @property
     def train_examples(self) -> int:
@@ -156,9 +153,9 @@ def run_fn(fn_args: FnArgs) -> None:
 
     mean, variance = export.channel_statistics(inputs.transform_output)
     report = {
-        "dataset": inputs.card["name"],
-        "limit": inputs.card["limit"],
-        "subset": inputs.card["subset"],
+        "dataset": inputs.card.name,
+        "limit": inputs.card.limit,
+        "subset": inputs.card.subset,
         "train_examples": inputs.train_examples,
         "preset": dataclasses.asdict(preset),
         "tuned": dict(tuned) or None,
@@ -176,11 +173,10 @@ def run_fn(fn_args: FnArgs) -> None:
     export.export_model(
         trained.network,
         inputs.transform_output,
-        export.class_names(inputs.card),
+        inputs.card,
         fn_args.serving_model_dir,
         {
             export.TRAINING_REPORT_FILE: report,
-            export.DATASET_CARD_FILE: inputs.card,
             known_answers.KNOWN_ANSWERS_FILE: trained.answers,
         },
     )
@@ -212,7 +208,7 @@ def read_inputs(fn_args: FnArgs, preset: Preset) -> tuple[Preset, Inputs]:
       ValueError: A split is empty.
     """
     engine = engines.choose(fn_args.custom_config["engine"])
-    card = read_dataset_card(fn_args.train_files[0])
+    card = read_card(fn_args.train_files[0])
     base = warm_start.read_base_model(fn_args.base_model)
     if base:
         preset = base.adapt(preset, card)
@@ -248,7 +244,7 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
     if inputs.engine == engines.TENSORFLOW:
         policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
     with _strategy().scope(), precision.dtype_policy(policy):
-        network = model.build_model(preset, num_classes=inputs.classes, seed=inputs.seed)
+        network = model.build_model(preset, num_classes=inputs.card.num_classes, seed=inputs.seed)
         if inputs.base:
             warm_start.load_weights(network, inputs.base)
         steps = math.ceil(inputs.train_examples / preset.batch_size)
@@ -256,16 +252,16 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
     return network
 
 
-def read_dataset_card(train_pattern: str) -> dict[str, Any]:
-    """Reads the data set's name and class names.
+def read_card(train_pattern: str) -> DataCard:
+    """Reads the data card.
 
     Args:
       train_pattern: A glob of a split's files; the card lies beside the split's folder.
     """
     # Written by components/example_gen beside the splits' folders.
-    path = os.path.join(os.path.dirname(os.path.dirname(train_pattern)), export.DATASET_CARD_FILE)
+    path = os.path.join(os.path.dirname(os.path.dirname(train_pattern)), data_card.CARD_FILE)
     with tf.io.gfile.GFile(path) as file:
-        return json.loads(file.read())
+        return data_card.from_json(file.read(), path)
 
 
 def _strategy() -> tf.distribute.Strategy:
@@ -305,7 +301,7 @@ def fit(
     seed = seed_after(inputs.seed, finished)
     train = inputs.train(shuffle_seed=seed)
     if preset.mixes_labels:
-        train = mix_batches(train, Mixing(preset, inputs.classes), seed=seed)
+        train = mix_batches(train, Mixing(preset, inputs.card.num_classes), seed=seed)
     history: dict[str, list[float]] = network.fit(
         train,
         validation_data=inputs.validation,
@@ -393,5 +389,5 @@ def run_key(config: Mapping[str, Any], inputs: Inputs, tuned: Mapping[str, Any])
     """
     base = inputs.base.fingerprint() if inputs.base else None
     config = {name: value for name, value in config.items() if name != "engine"}
-    what = json.dumps((config, inputs.card, tuned, base), sort_keys=True)
+    what = json.dumps((config, inputs.card.to_json(), tuned, base), sort_keys=True)
     return hashlib.sha256(what.encode()).hexdigest()[:16]

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dataset import card as data_card
+from dataset.card import DataCard
 from trainer import export, weights
 from trainer.preset import ARCHITECTURE, Preset
 
@@ -27,12 +29,12 @@ class BaseModel:
     Attributes:
       weights: Path of its weights.
       report: How it was trained (`trainer.export.TRAINING_REPORT_FILE`).
-      card: What it was trained on (`trainer.export.DATASET_CARD_FILE`).
+      card: What it was trained on (`dataset.card`).
     """
 
     weights: str
     report: Mapping[str, Any]
-    card: Mapping[str, Any]
+    card: DataCard
 
     @property
     def epochs(self) -> int:
@@ -56,7 +58,7 @@ class BaseModel:
         """Identifies its weights."""
         return hashlib.sha256(self.packed_weights()).hexdigest()[:16]
 
-    def adapt(self, preset: Preset, card: Mapping[str, Any]) -> Preset:
+    def adapt(self, preset: Preset, card: DataCard) -> Preset:
         """Gives a preset what a Tuner chose of this model's architecture, and sees if they fit.
 
         Args:
@@ -87,7 +89,7 @@ class BaseModel:
                 f"which is of preset {theirs['name']!r}: {'; '.join(differences)}. Train that "
                 "preset (--preset), or from scratch (without --warm_start)."
             )
-        names, here = self.card["fine_label_names"], card["fine_label_names"]
+        names, here = self.card.classes, card.classes
         if names != here:
             pairs = itertools.zip_longest(names, here)
             index, (theirs, ours) = next(
@@ -123,11 +125,9 @@ def read_base_model(folder: str | None) -> BaseModel | None:
             "project that did not keep the trained weights has exported it. Train once from "
             "scratch (without --warm_start)."
         )
-    report, card = (
-        _read_json(f"{extra}/{name}")
-        for name in (export.TRAINING_REPORT_FILE, export.DATASET_CARD_FILE)
-    )
-    return BaseModel(weights, report, card)
+    report = json.loads(_read(f"{extra}/{export.TRAINING_REPORT_FILE}"))
+    path = f"{extra}/{data_card.CARD_FILE}"
+    return BaseModel(weights, report, data_card.from_json(_read(path), path))
 
 
 def load_weights(network: keras.Model, base: BaseModel) -> None:
@@ -151,6 +151,7 @@ def load_weights(network: keras.Model, base: BaseModel) -> None:
     network.set_weights(arrays)
 
 
-def _read_json(path: str) -> Any:
+def _read(path: str) -> str:
     with tf.io.gfile.GFile(path) as file:
-        return json.loads(file.read())
+        text: str = file.read()
+    return text

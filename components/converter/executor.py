@@ -20,6 +20,7 @@ from tfx.utils import io_utils, path_utils
 from components import examples
 from components.converter import conversion, formats
 from components.converter.saved_model import PixelsToProbabilities
+from dataset import card
 from serving.quiet import held_stderr
 
 EXPORTS_KEY = "exports"
@@ -27,9 +28,6 @@ FORMATS_KEY = "formats"
 SPLIT_KEY = "split"
 REPRESENTATIVE_SPLIT_KEY = "representative_split"
 CODE_KEY = "code"
-
-# Written by trainer/run.py.
-DATASET_FILE = os.path.join("assets.extra", "dataset.json")
 
 _TEST_IMAGES = 1000
 # 1,000 made no difference to the agreement.
@@ -91,8 +89,8 @@ def _convert(
     uri: str,
     output: Path,
 ) -> None:
-    with tf.io.gfile.GFile(os.path.join(model_dir, DATASET_FILE)) as file:
-        labels = json.load(file)["fine_label_names"]
+    with tf.io.gfile.GFile(os.path.join(model_dir, "assets.extra", card.CARD_FILE)) as file:
+        labels = card.from_json(file.read(), model_dir).classes
     model = PixelsToProbabilities(model_dir)
     pixels = examples.images(tested, uri)
     reference = conversion.Reference(

@@ -11,6 +11,7 @@ from tfx.types import component_spec, standard_artifacts, standard_component_spe
 
 from components.example_gen import executor
 from dataset import format as dataset_format
+from dataset.card import TEST, TRAIN, VALIDATION
 
 
 class Cifar100ExampleGenSpec(component_spec.ComponentSpec):
@@ -30,7 +31,7 @@ class Cifar100ExampleGen(example_gen_component.FileBasedExampleGen):
     """Ingests train.bin and test.bin into the splits train, validation and test.
 
     The last tenth of train.bin is the validation split. Each tf.Example holds `image` (3,072 raw
-    bytes: uint8, 32 rows x 32 columns x RGB), `fine_label` and `coarse_label`. The class names are
+    bytes: uint8, 32 rows x 32 columns x RGB), `label` and `superclass`. The class names are
     written beside the splits, in dataset.json.
 
     The fingerprint of the data is an execution property computed by whoever submits the pipeline,
@@ -65,9 +66,9 @@ class Cifar100ExampleGen(example_gen_component.FileBasedExampleGen):
             splits=[
                 example_gen_pb2.Input.Split(name=name, pattern=file)
                 for name, file in (
-                    (executor.TRAIN, dataset_format.TRAIN_FILE),
-                    (executor.VALIDATION, dataset_format.TRAIN_FILE),
-                    (executor.TEST, dataset_format.TEST_FILE),
+                    (TRAIN, dataset_format.TRAIN_FILE),
+                    (VALIDATION, dataset_format.TRAIN_FILE),
+                    (TEST, dataset_format.TEST_FILE),
                 )
             ]
         )

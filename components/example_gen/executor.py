@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -16,14 +15,21 @@ from tfx.types import artifact_utils, standard_component_specs
 
 from components.example_gen import records
 from dataset import format as dataset_format
+from dataset.card import (
+    CARD_FILE,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    DataCard,
+    SourceInfo,
+    Split,
+    Superclasses,
+)
 from dataset.unpacked import CIFAR_100
 
-TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 # The notebook trains with validation_split=0.1, which Keras takes from the end of the data.
 _VALIDATION_DIVISOR = 10
-
-# Beside the splits' folders; the class names reach the Trainer and the served model through it.
-DATASET_CARD_FILE = "dataset.json"
 
 DATASET_NAME_KEY = "dataset_name"
 # Not `input_fingerprint`: where an orchestrator runs FileBasedExampleGen's driver after all, that
@@ -33,12 +39,12 @@ LIMIT_KEY = "limit"
 
 
 def to_example(record: bytes) -> bytes:
-    """Converts a record to a serialized tf.Example of image, fine_label and coarse_label."""
-    image, fine_label, coarse_label = dataset_format.decode_record(record)
+    """Converts a record to a serialized tf.Example of image, label and superclass."""
+    image, label, superclass = dataset_format.decode_record(record)
     feature = {
         "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
-        "fine_label": tf.train.Feature(int64_list=tf.train.Int64List(value=[fine_label])),
-        "coarse_label": tf.train.Feature(int64_list=tf.train.Int64List(value=[coarse_label])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+        "superclass": tf.train.Feature(int64_list=tf.train.Int64List(value=[superclass])),
     }
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
@@ -115,48 +121,53 @@ class Executor(base_example_gen_executor.BaseExampleGenExecutor):
     ) -> None:
         """See base class; writes the data set's card beside the splits."""
         folder = exec_properties[standard_component_specs.INPUT_BASE_KEY]
-        names = {
-            key: _read_label_names(os.path.join(folder, file), count)
-            for key, file, count in (
-                (
-                    "fine_label_names",
-                    dataset_format.FINE_NAMES_FILE,
-                    dataset_format.NUM_FINE_CLASSES,
-                ),
-                (
-                    "coarse_label_names",
-                    dataset_format.COARSE_NAMES_FILE,
-                    dataset_format.NUM_COARSE_CLASSES,
-                ),
+        classes, superclasses = (
+            _read_label_names(os.path.join(folder, file), count)
+            for file, count in (
+                (dataset_format.FINE_NAMES_FILE, dataset_format.NUM_FINE_CLASSES),
+                (dataset_format.COARSE_NAMES_FILE, dataset_format.NUM_COARSE_CLASSES),
             )
-        }
+        )
         super().Do(input_dict, output_dict, exec_properties)
         examples = artifact_utils.get_single_instance(
             output_dict[standard_component_specs.EXAMPLES_KEY]
         )
         limit = exec_properties.get(LIMIT_KEY) or None  # pipelines' parameters cannot be None
-        card = {
-            "name": exec_properties[DATASET_NAME_KEY],
-            FINGERPRINT_KEY: exec_properties[FINGERPRINT_KEY],
-            LIMIT_KEY: limit,
-            "subset": bool(limit)
-            or (exec_properties[DATASET_NAME_KEY] == CIFAR_100 and not _is_official(folder)),
-            **names,
-            "superclasses": _superclasses(os.path.join(folder, dataset_format.TRAIN_FILE)),
-        }
-        with fileio.open(os.path.join(examples.uri, DATASET_CARD_FILE), "w") as file:
-            file.write(json.dumps(card, indent=1) + "\n")
+        name = exec_properties[DATASET_NAME_KEY]
+        train, test = (
+            _count_records(os.path.join(folder, file))
+            for file in (dataset_format.TRAIN_FILE, dataset_format.TEST_FILE)
+        )
+        validation = train // _VALIDATION_DIVISOR
+        counts = {TRAIN: train - validation, VALIDATION: validation, TEST: test}
+        if limit:
+            counts = {split: min(limit, count) for split, count in counts.items()}
+        size = dataset_format.IMAGE_SHAPE[:2]
+        card = DataCard(
+            name=name,
+            classes=classes,
+            image_size=size,
+            splits={split: Split(counts[split], split == VALIDATION) for split in SPLITS},
+            source=SourceInfo(
+                kind=name,
+                location=folder,
+                fingerprint=exec_properties[FINGERPRINT_KEY],
+                smallest=size,
+                largest=size,
+                unreadable=0,
+                duplicates=0,
+            ),
+            superclasses=Superclasses(
+                superclasses, _superclasses(os.path.join(folder, dataset_format.TRAIN_FILE))
+            ),
+            limit=limit,
+            subset=bool(limit)
+            or (name == CIFAR_100 and (train, test) != dataset_format.OFFICIAL_RECORDS),
+        )
+        with fileio.open(os.path.join(examples.uri, CARD_FILE), "w") as file:
+            file.write(card.to_json())
         for key in (DATASET_NAME_KEY, FINGERPRINT_KEY):
             examples.set_string_custom_property(key, exec_properties[key])
-
-
-def _is_official(folder: str) -> bool:
-    """Whether there are as many records as the data set's author gives out."""
-    counts = [
-        _count_records(os.path.join(folder, file))
-        for file in (dataset_format.TRAIN_FILE, dataset_format.TEST_FILE)
-    ]
-    return counts == [dataset_format.OFFICIAL_TRAIN_RECORDS, dataset_format.OFFICIAL_TEST_RECORDS]
 
 
 def _count_records(path: str) -> int:
@@ -165,14 +176,14 @@ def _count_records(path: str) -> int:
     return dataset_format.count_records(match.metadata_list[0].size_in_bytes, path)
 
 
-def _read_label_names(path: str, count: int) -> list[str]:
+def _read_label_names(path: str, count: int) -> tuple[str, ...]:
     _require(path)
     with fileio.open(path, "r") as file:
-        return list(dataset_format.parse_label_names(file.read(), count, path))
+        return dataset_format.parse_label_names(file.read(), count, path)
 
 
-def _superclasses(path: str) -> list[int | None]:
-    """Reads which coarse label goes with each fine label; None for one that no record has."""
+def _superclasses(path: str) -> tuple[int | None, ...]:
+    """Reads which superclass goes with each class; None for one that no record has."""
     result: list[int | None] = [None] * dataset_format.NUM_FINE_CLASSES
     size = dataset_format.RECORD_BYTES * 1024
     with filesystems.FileSystems.open(path) as file:
@@ -184,7 +195,7 @@ def _superclasses(path: str) -> list[int | None]:
                 # Labels out of range are DataGate's to report.
                 if fine < len(result):
                     result[fine] = coarse
-    return result
+    return tuple(result)
 
 
 def _require(path: str) -> None:

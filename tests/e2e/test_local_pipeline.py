@@ -20,6 +20,7 @@ import tensorflow as tf
 from PIL import Image
 
 from dataset import format as dataset_format
+from dataset.card import CARD_FILE, from_json
 from pipeline.run_history import lock_holder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -161,10 +162,10 @@ def test_the_pushed_model_carries_what_it_was_made_from(project: Project):
     assert training["train_examples"] == 1800
     assert [epoch["epoch"] for epoch in training["history"]] == [1, 2]
     assert all(0 <= epoch["val_top_5_accuracy"] <= 1 for epoch in training["history"])
-    card = json.loads((version / "assets.extra" / "dataset.json").read_text())
+    card = from_json((version / "assets.extra" / CARD_FILE).read_text(), "it")
     names = dataset_format.read_label_names(project.data)
-    assert card["fine_label_names"] == list(names.fine)
-    assert card["coarse_label_names"] == list(names.coarse)
+    assert card.classes == names.fine
+    assert card.superclasses is not None and card.superclasses.names == names.coarse
     # And what a model server wants: each signature at each batch size of serving/config.
     warmup = tf.data.TFRecordDataset(
         str(version / "assets.extra" / "tf_serving_warmup_requests")
@@ -347,6 +348,6 @@ def test_the_draft_schema_has_the_curated_features(project: Project, run_module)
     result = run_module("pipeline.draft_schema", "--work_dir", project.work_dir)
     assert result.returncode == 0, result.stderr
     names = re.findall(r'^  name: "(\w+)"\n  type: (\w+)', result.stdout, re.M)
-    assert names == [("coarse_label", "INT"), ("fine_label", "INT"), ("image", "BYTES")]
+    assert names == [("superclass", "INT"), ("label", "INT"), ("image", "BYTES")]
     missing = run_module("pipeline.draft_schema", "--work_dir", project.home)
     assert missing.returncode == 1 and "has computed statistics" in missing.stderr

@@ -239,7 +239,7 @@ def test_a_warm_start_is_from_what_was_pushed_before_the_training():
 
 def test_schema_describes_the_three_features():
     schema = tfdv.load_schema_text(SCHEMA_FILE)
-    assert [feature.name for feature in schema.feature] == ["image", "fine_label", "coarse_label"]
+    assert [feature.name for feature in schema.feature] == ["image", "label", "superclass"]
     domains = [(feature.int_domain.min, feature.int_domain.max) for feature in schema.feature[1:]]
     assert domains == [(0, 99), (0, 19)]
     # All are dense: Transform and Trainer get tensors without missing values.

@@ -38,7 +38,7 @@ class Classifier(tf.Module):
             "top_5_probabilities": top.values,
             "top_5_ids": top.indices,
             "top_5_names": names,
-            "top_5_coarse_names": names,
+            "top_5_superclasses": names,
         }
 
     @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 3], tf.uint8, name="images")])

@@ -21,6 +21,7 @@ from PIL import Image
 
 from dataset.synthetic import LABEL_NAMES
 from serving import predict
+from tests.support.cards import SYNTHETIC_CARD
 from trainer import export, preprocessing
 from trainer.network.model import build_model
 from trainer.presets import get_preset
@@ -35,10 +36,10 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = tft.DatasetMetadata.from_feature_spec(
         {
             "image": tf.io.FixedLenFeature([], tf.string),
-            "fine_label": tf.io.FixedLenFeature([], tf.int64),
+            "label": tf.io.FixedLenFeature([], tf.int64),
         }
     )
-    rows = [{"image": os.urandom(3072), "fine_label": 0} for _ in range(10)]
+    rows = [{"image": os.urandom(3072), "label": 0} for _ in range(10)]
     with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(work / "tmp")):
         graph = (pipeline | beam.Create(rows), metadata) | tft_beam.AnalyzeDataset(
             preprocessing.preprocessing_fn
@@ -47,9 +48,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(get_preset("tiny"), seed=0)
     transform_output = tft.TFTransformOutput(str(work / "transform"))
     (work / "vit").mkdir()
-    coarse = [LABEL_NAMES.coarse[label // 5] for label in range(100)]
-    names = export.ClassNames(LABEL_NAMES.fine, coarse)
-    export.export_model(model, transform_output, names, str(work / "vit" / "9"), {})
+    export.export_model(model, transform_output, SYNTHETIC_CARD, str(work / "vit" / "9"), {})
     return work / "vit"
 
 

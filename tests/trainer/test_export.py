@@ -20,16 +20,15 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from PIL import Image
 
-from dataset.synthetic import LABEL_NAMES
+from dataset.card import CARD_FILE, from_json
 from serving import server_process
 from serving.client import Client
+from tests.support.cards import SYNTHETIC_CARD, make_card
 from trainer import export, preprocessing
 from trainer.network.model import build_model
 from trainer.presets import get_preset
 
-COARSE = tuple(LABEL_NAMES.coarse[label // 5] for label in range(100))
-NAMES = export.ClassNames(LABEL_NAMES.fine, COARSE)
-EXTRA = {"dataset.json": {"name": "synthetic"}, "training.json": {"history": [{"loss": 4.5}]}}
+EXTRA = {"training.json": {"history": [{"loss": 4.5}]}}
 BATCHING = Path(__file__).resolve().parents[2] / "serving" / "config" / "batching.config"
 SIGNATURES = ("serving_default", "serving_bytes", "serving_examples")
 
@@ -43,10 +42,10 @@ def analyze(folder: Path, images: np.ndarray, preprocessing_fn: Callable) -> tft
     metadata = tft.DatasetMetadata.from_feature_spec(
         {
             "image": tf.io.FixedLenFeature([], tf.string),
-            "fine_label": tf.io.FixedLenFeature([], tf.int64),
+            "label": tf.io.FixedLenFeature([], tf.int64),
         }
     )
-    rows = [{"image": image.tobytes(), "fine_label": 0} for image in images]
+    rows = [{"image": image.tobytes(), "label": 0} for image in images]
     with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
         data = (pipeline | beam.Create(rows), metadata)
         graph = data | tft_beam.AnalyzeDataset(preprocessing_fn)
@@ -74,7 +73,7 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     target = tmp_path_factory.mktemp("export") / "model"
-    export.export_model(model, transform_output, NAMES, str(target), EXTRA)
+    export.export_model(model, transform_output, SYNTHETIC_CARD, str(target), EXTRA)
     return target
 
 
@@ -126,7 +125,7 @@ def test_signatures_are_those_of_the_documentation(loaded: tf.Module):
     }
     outputs = {
         "top_5_names": (tf.string, [None, 5]),
-        "top_5_coarse_names": (tf.string, [None, 5]),
+        "top_5_superclasses": (tf.string, [None, 5]),
         "top_5_ids": (tf.int32, [None, 5]),
         "top_5_probabilities": (tf.float32, [None, 5]),
         "probabilities": (tf.float32, [None, 100]),
@@ -155,9 +154,9 @@ def test_answers_are_the_model_s(ask: Callable, model: keras.Model, images: np.n
         outputs["top_5_probabilities"], np.take_along_axis(outputs["probabilities"], best, 1)
     )
     assert (np.diff(outputs["top_5_probabilities"]) <= 0).all()
-    names = [[NAMES.fine[index] for index in row] for row in best]
-    coarse = [[NAMES.coarse[index] for index in row] for row in best]
-    assert [[name.decode() for name in row] for row in outputs["top_5_coarse_names"]] == coarse
+    names = [[SYNTHETIC_CARD.classes[index] for index in row] for row in best]
+    coarse = [[SYNTHETIC_CARD.superclass_of[index] for index in row] for row in best]
+    assert [[name.decode() for name in row] for row in outputs["top_5_superclasses"]] == coarse
     assert [[name.decode() for name in row] for row in outputs["top_5_names"]] == names
 
 
@@ -192,7 +191,7 @@ def test_a_model_server_answers_the_same(
             )
             served, expected = client.predict({key: values}, name), ask(name, values)
             assert served.keys() == expected.keys()
-            for output in ("top_5_ids", "top_5_names", "top_5_coarse_names"):
+            for output in ("top_5_ids", "top_5_names", "top_5_superclasses"):
                 np.testing.assert_array_equal(served[output], expected[output])
             for output in ("probabilities", "top_5_probabilities"):
                 np.testing.assert_allclose(served[output], expected[output], rtol=1e-4)
@@ -203,7 +202,7 @@ def test_an_empty_batch_has_an_empty_answer(ask: Callable, name: str):
     outputs = ask(name, np.empty((0, 32, 32, 3)) if name == "serving_default" else [])
     assert {key: value.shape for key, value in outputs.items()} == {
         "top_5_names": (0, 5),
-        "top_5_coarse_names": (0, 5),
+        "top_5_superclasses": (0, 5),
         "top_5_ids": (0, 5),
         "top_5_probabilities": (0, 5),
         "probabilities": (0, 100),
@@ -272,9 +271,12 @@ def test_examples_of_another_length_are_an_error(ask: Callable, size: int):
 def test_extra_assets_are_whole(exported: Path):
     folder = exported / "assets.extra"
     texts = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert from_json(json.dumps(texts.pop(CARD_FILE)), "it") == SYNTHETIC_CARD
     assert texts == EXTRA
     # And the weights to train on from; tests/trainer/test_warm_start.py reads them.
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*EXTRA, export.WEIGHTS_FILE])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*EXTRA, CARD_FILE, export.WEIGHTS_FILE]
+    )
     assert os.listdir(exported.parent) == ["model"]
 
 
@@ -320,18 +322,18 @@ def test_refuses_a_transform_graph_of_other_code(
     with pytest.raises(
         export.ExportError, match=r"normalise differently \(by up to \d+\).*--no_cache"
     ):
-        export.export_model(model, other, NAMES, str(tmp_path / "model"), {})
+        export.export_model(model, other, SYNTHETIC_CARD, str(tmp_path / "model"), {})
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("count", [0, 99, 101])
+@pytest.mark.parametrize("count", [1, 99, 101])
 def test_refuses_a_wrong_number_of_names(
     tmp_path: Path, model: keras.Model, transform_output: tft.TFTransformOutput, count: int
 ):
     names = [str(index) for index in range(count)]
     with pytest.raises(export.ExportError, match=f"^{count} class names for 100 logits"):
-        class_names = export.ClassNames(names, names)
-        export.export_model(model, transform_output, class_names, str(tmp_path / "model"), {})
+        card = make_card(names)
+        export.export_model(model, transform_output, card, str(tmp_path / "model"), {})
     assert os.listdir(tmp_path) == []
 
 
@@ -356,7 +358,7 @@ def test_a_full_disk_leaves_nothing(
     target = small_disk / "model"
     extra = {**EXTRA, "large.json": ["x" * 100] * 10_000}
     with pytest.raises(export.ExportError, match=rf"(?s)not be written to {target}: .*Free space"):
-        export.export_model(model, transform_output, NAMES, str(target), extra)
+        export.export_model(model, transform_output, SYNTHETIC_CARD, str(target), extra)
     assert os.listdir(small_disk) == []
 
 
@@ -374,7 +376,7 @@ def test_a_failed_write_leaves_nothing(
     tmp_path: Path, model: keras.Model, transform_output: tft.TFTransformOutput
 ):
     with pytest.raises(export.ExportError, match="could not be written to"):
-        export.export_model(model, transform_output, NAMES, str(tmp_path / "model"), EXTRA)
+        export.export_model(model, transform_output, SYNTHETIC_CARD, str(tmp_path / "model"), EXTRA)
     assert os.listdir(tmp_path) == []
 
 
@@ -383,7 +385,9 @@ def test_a_folder_that_cannot_be_made(
 ):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(export.ExportError, match="could not be written to"):
-        export.export_model(model, transform_output, NAMES, str(tmp_path / "file" / "model"), {})
+        export.export_model(
+            model, transform_output, SYNTHETIC_CARD, str(tmp_path / "file" / "model"), {}
+        )
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -392,7 +396,7 @@ def test_what_an_interrupted_export_left_does_not_survive(
 ):
     (tmp_path / "model.partial" / "assets.extra").mkdir(parents=True)
     (tmp_path / "model.partial" / "assets.extra" / "stale.json").write_text("{}")
-    export.export_model(model, transform_output, NAMES, str(tmp_path / "model"), EXTRA)
+    export.export_model(model, transform_output, SYNTHETIC_CARD, str(tmp_path / "model"), EXTRA)
     assert os.listdir(tmp_path) == ["model"]
     assert sorted(os.listdir(tmp_path / "model" / "assets.extra")) == sorted(
         [*EXTRA, export.WEIGHTS_FILE]

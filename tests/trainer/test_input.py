@@ -37,10 +37,10 @@ def transform_output(
     metadata = tft.DatasetMetadata.from_feature_spec(
         {
             "image": tf.io.FixedLenFeature([], tf.string),
-            "fine_label": tf.io.FixedLenFeature([], tf.int64),
+            "label": tf.io.FixedLenFeature([], tf.int64),
         }
     )
-    rows = [{"image": image.tobytes(), "fine_label": 0} for image in images]
+    rows = [{"image": image.tobytes(), "label": 0} for image in images]
     with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
         data = (pipeline | beam.Create(rows), metadata)
         graph = data | tft_beam.AnalyzeDataset(preprocessing.preprocessing_fn)
@@ -56,8 +56,8 @@ def write_examples(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
                 "image": tf.train.Feature(
                     bytes_list=tf.train.BytesList(value=[image.tobytes()]),
                 ),
-                "fine_label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-                "coarse_label": tf.train.Feature(int64_list=tf.train.Int64List(value=[0])),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+                "superclass": tf.train.Feature(int64_list=tf.train.Int64List(value=[0])),
             }
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             writer.write(example.SerializeToString())

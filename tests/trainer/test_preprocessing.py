@@ -23,13 +23,14 @@ from components.example_gen.executor import SPLITS, TRAIN, Executor
 from dataset import format as binary
 from dataset import synthetic
 from dataset.locate import locate
+from tests.support.cards import make_card
 from trainer import export, preprocessing
 from trainer.input import make_dataset, read_examples
 
 FEATURE_SPEC = {
     "image": tf.io.FixedLenFeature([], tf.string),
-    "fine_label": tf.io.FixedLenFeature([], tf.int64),
-    "coarse_label": tf.io.FixedLenFeature([], tf.int64),
+    "label": tf.io.FixedLenFeature([], tf.int64),
+    "superclass": tf.io.FixedLenFeature([], tf.int64),
 }
 
 
@@ -96,8 +97,7 @@ def exported(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Pa
     )
     target = tmp_path_factory.mktemp("export") / "model"
     names = [str(index) for index in range(pixels + 1)]
-    class_names = export.ClassNames(names, names)
-    export.export_model(model, prepared.transform_output, class_names, str(target), {})
+    export.export_model(model, prepared.transform_output, make_card(names), str(target), {})
     return target
 
 
@@ -145,7 +145,7 @@ def test_all_ways_give_the_model_the_same_pixels(prepared: Prepared, exported: P
     mapped = mapped.map(lambda batch: preprocessing.normalize(batch, mean, variance))
     trained_on = make_dataset(raw, labels, prepared.transform_output, batch_size=20)
     layer = prepared.transform_output.transform_features_layer()
-    transformed = layer({"image": tf.constant(raw), "fine_label": tf.constant(labels)})
+    transformed = layer({"image": tf.constant(raw), "label": tf.constant(labels)})
     signatures = tf.saved_model.load(str(exported)).signatures
     examples = [
         tf.train.Example(
@@ -168,7 +168,7 @@ def test_all_ways_give_the_model_the_same_pixels(prepared: Prepared, exported: P
         "serving_examples": seen_by_model(signatures["serving_examples"](tf.constant(examples))),
     }.items():
         np.testing.assert_allclose(images, by_definition, atol=2e-6, err_msg=name)
-    np.testing.assert_array_equal(transformed["fine_label"], labels)
+    np.testing.assert_array_equal(transformed["label"], labels)
 
 
 def test_examples_are_the_records_in_row_major_rgb(prepared: Prepared):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.cards import make_card
 from tests.trainer.training import Inputs, report, train
 from trainer import export, warm_start
 from trainer import weights as packed_weights
@@ -20,7 +21,7 @@ from trainer.presets import PRESETS, get_preset
 from trainer.warm_start import BaseModel, WarmStartError, read_base_model
 
 TINY, COMPACT = get_preset("tiny"), get_preset("compact")
-CLASSES = {"fine_label_names": ["apple", "bear", "camel"]}
+CLASSES = make_card(["apple", "bear", "camel"])
 
 
 def base_model(preset: Preset, tuned: dict[str, Any] | None = None) -> BaseModel:
@@ -79,11 +80,11 @@ def test_another_architecture_is_refused_by_both_names_and_values():
 
 
 def test_other_classes_are_refused():
-    card = {"fine_label_names": ["apple", "bear", "cat"]}
+    card = make_card(["apple", "bear", "cat"])
     with pytest.raises(WarmStartError, match="class 2 is 'camel' there and 'cat' here"):
         base_model(TINY).adapt(TINY, card)
     with pytest.raises(WarmStartError, match="2 here, and class 2 is 'camel' there and None"):
-        base_model(TINY).adapt(TINY, {"fine_label_names": ["apple", "bear"]})
+        base_model(TINY).adapt(TINY, make_card(["apple", "bear"]))
 
 
 def test_fields_newer_than_the_model_count_as_off():

@@ -16,19 +16,22 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from dataset import format as binary
 from dataset import synthetic
+from dataset.card import CARD_FILE, DataCard, SourceInfo, Split, Superclasses
 from trainer import export, preprocessing, run
 
 TRAIN, VALIDATION = 180, 60
 # Not in the order of the data set's own, so that they can come from the card alone.
 NAMES = synthetic.LABEL_NAMES.fine[::-1]
-CARD = {
-    "name": "synthetic",
-    "limit": None,
-    "subset": False,
-    "fine_label_names": NAMES,
-    "coarse_label_names": ["a", "b"],
-    "superclasses": [0, 1] * 50,
-}
+CARD = DataCard(
+    name="synthetic",
+    classes=NAMES,
+    image_size=(32, 32),
+    splits={"train": Split(TRAIN, False), "validation": Split(VALIDATION, True)},
+    source=SourceInfo("synthetic", "nowhere", "0" * 64, (32, 32), (32, 32), 0, 0),
+    superclasses=Superclasses(("a", "b"), (0, 1) * 50),
+    limit=None,
+    subset=False,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +45,12 @@ class Inputs:
 
 def write_split(folder: Path, images: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
     folder.mkdir(parents=True)
-    rows = [{"image": image.tobytes(), "fine_label": int(n)} for image, n in zip(images, labels)]
+    rows = [{"image": image.tobytes(), "label": int(n)} for image, n in zip(images, labels)]
     with tf.io.TFRecordWriter(str(folder / "data.gz"), "GZIP") as writer:
         for row in rows:
             feature = {
                 "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[row["image"]])),
-                "fine_label": tf.train.Feature(
-                    int64_list=tf.train.Int64List(value=[row["fine_label"]])
-                ),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[row["label"]])),
             }
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             writer.write(example.SerializeToString())
@@ -61,11 +62,11 @@ def make_inputs(work: Path) -> Inputs:
     images, labels, _ = binary.read_records(data / binary.TRAIN_FILE)
     rows = write_split(work / "examples" / "Split-train", images[:TRAIN], labels[:TRAIN])
     write_split(work / "examples" / "Split-validation", images[TRAIN:], labels[TRAIN:])
-    (work / "examples" / "dataset.json").write_text(json.dumps(CARD))
+    (work / "examples" / CARD_FILE).write_text(CARD.to_json())
     metadata = tft.DatasetMetadata.from_feature_spec(
         {
             "image": tf.io.FixedLenFeature([], tf.string),
-            "fine_label": tf.io.FixedLenFeature([], tf.int64),
+            "label": tf.io.FixedLenFeature([], tf.int64),
         }
     )
     with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(work / "tmp")):

@@ -22,6 +22,7 @@ from components.converter.component import Converter
 from components.converter.executor import Executor
 from components.converter.saved_model import ConversionError, PixelsToProbabilities
 from components.examples import ExamplesError
+from tests.support.cards import make_card
 from trainer.network import inference
 from trainer.network.model import build_model
 from trainer.presets import get_preset
@@ -70,7 +71,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> types.Artifact:
     served = Served(inference.for_inference(network))
     tf.saved_model.save(served, str(target), signatures={"serving_default": served.images})
     (target / "assets.extra").mkdir()
-    (target / "assets.extra" / "dataset.json").write_text(json.dumps({"fine_label_names": NAMES}))
+    (target / "assets.extra" / "dataset.json").write_text(make_card(NAMES).to_json())
     return artifact
 
 
@@ -87,7 +88,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> types.Artifact:
             for image, label in zip(*images(number, seed)):
                 example = tf.train.Example()
                 example.features.feature["image"].bytes_list.value.append(image.tobytes())
-                example.features.feature["fine_label"].int64_list.value.append(label)
+                example.features.feature["label"].int64_list.value.append(label)
                 writer.write(example.SerializeToString())
     return artifact
 

@@ -26,7 +26,7 @@ IMAGE = bytes(range(256)) * 12
 def example(**features: int | float | bytes | list[bytes] | None) -> bytes:
     """A serialized tf.Example, sound but for what is given; None leaves a feature out."""
     message = tf.train.Example()
-    for name, value in {"image": IMAGE, "fine_label": 7, "coarse_label": 3, **features}.items():
+    for name, value in {"image": IMAGE, "label": 7, "superclass": 3, **features}.items():
         feature = message.features.feature[name]
         if value is None:
             del message.features.feature[name]
@@ -39,15 +39,15 @@ def example(**features: int | float | bytes | list[bytes] | None) -> bytes:
     return message.SerializeToString()
 
 
-SOUND = [example(fine_label=label, coarse_label=label % 20) for label in range(100)]
+SOUND = [example(label=label, superclass=label % 20) for label in range(100)]
 SPLITS = {
     "sound": SOUND,
-    "fine_label_100": [*SOUND, example(fine_label=100)],
-    "too_large": [*SOUND, example(fine_label=173, coarse_label=20, image=IMAGE + b"\0")],
-    "too_small": [*SOUND, example(fine_label=-4, image=IMAGE[:-1])],
+    "label_100": [*SOUND, example(label=100)],
+    "too_large": [*SOUND, example(label=173, superclass=20, image=IMAGE + b"\0")],
+    "too_small": [*SOUND, example(label=-4, image=IMAGE[:-1])],
     "all_short": [example(image=IMAGE[:-1])] * 5,
-    "uneven": [*SOUND, example(image=[IMAGE, IMAGE]), *[example(fine_label=None)] * 2],
-    "wrong_types": [example(image=5, fine_label=1.5)] * 5,
+    "uneven": [*SOUND, example(image=[IMAGE, IMAGE]), *[example(label=None)] * 2],
+    "wrong_types": [example(image=5, label=1.5)] * 5,
     "other_features": [*[example(image=None)] * 5, example(image=None, weight=1.5)],
     "empty": [],
 }
@@ -122,21 +122,21 @@ def test_sound_data_pass(findings: Findings):
 @pytest.mark.parametrize(
     ("split", "feature", "why", "seen"),
     [
-        ("fine_label_100", "fine_label", "large value: 100", "values from 0 to 100"),
-        ("too_large", "fine_label", "large value: 173", "values from 0 to 173"),
-        ("too_large", "coarse_label", "large value: 20", "values from 0 to 20"),
+        ("label_100", "label", "large value: 100", "values from 0 to 100"),
+        ("too_large", "label", "large value: 173", "values from 0 to 173"),
+        ("too_large", "superclass", "large value: 20", "values from 0 to 20"),
         ("too_large", "image", "must have 3072 bytes", "3072 to 3073 bytes"),
-        ("too_small", "fine_label", "small value: -4", "values from -4 to 99"),
+        ("too_small", "label", "small value: -4", "values from -4 to 99"),
         ("too_small", "image", "must have 3072 bytes", "3071 to 3072 bytes"),
         ("all_short", "image", "must have 3072 bytes", "3071 to 3071 bytes"),
         ("uneven", "image", "lengths vary", "3072 to 3072 bytes"),
         (
             "uneven",
-            "fine_label",
+            "label",
             "fewer examples than expected",
             "values from 0 to 99, missing from 2 examples",
         ),
-        ("wrong_types", "fine_label", "type: INT but got FLOAT", "values from 1.5 to 1.5"),
+        ("wrong_types", "label", "type: INT but got FLOAT", "values from 1.5 to 1.5"),
         ("wrong_types", "image", "type: BYTES but got INT", "values from 5 to 5"),
         ("other_features", "image", "completely missing", "not at all"),
         (
@@ -162,13 +162,13 @@ def test_empty_split(findings: Findings):
 
 def test_missing_split(findings: Findings):
     (problem,) = problems(findings, ["sound", "validation"])
-    assert problem.startswith("split 'validation' is missing (there are: sound, fine_label_100, ")
+    assert problem.startswith("split 'validation' is missing (there are: sound, label_100, ")
 
 
 def test_all_faults_of_all_splits_are_listed(findings: Findings):
     listing = problems(findings, ["too_small", "sound", "empty"])
     assert [problem.partition(":")[0] for problem in listing] == [
-        "split 'too_small', feature 'fine_label'",
+        "split 'too_small', feature 'label'",
         "split 'too_small', feature 'image'",
         "split 'empty' has no examples",
     ]

@@ -42,7 +42,7 @@ def test_transform_does_not_run_on_a_label_out_of_range(tmp_path: Path):
     with pytest.raises(DataError) as raised:
         LocalDagRunner().run(pipeline)
     assert (
-        "  - split 'validation', feature 'fine_label': Unexpectedly large value: 123 "
+        "  - split 'validation', feature 'label': Unexpectedly large value: 123 "
         "(seen: values from 0 to 123)\n"
     ) in str(raised.value)
     # What the gate says, alone: the splits without a fault are not in it.

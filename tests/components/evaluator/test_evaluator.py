@@ -42,12 +42,12 @@ class RankModel(tf.Module):
             examples,
             {
                 "image": tf.io.FixedLenFeature([], tf.string),
-                "fine_label": tf.io.FixedLenFeature([], tf.int64),
+                "label": tf.io.FixedLenFeature([], tf.int64),
             },
         )
         pixels = tf.io.decode_raw(features["image"], tf.uint8)
         rank = tf.cast(pixels[:, self._byte], tf.int64)[:, None]  # (N, 1)
-        distance = (tf.range(100, dtype=tf.int64) - features["fine_label"][:, None]) % 100
+        distance = (tf.range(100, dtype=tf.int64) - features["label"][:, None]) % 100
         scores = tf.where(distance <= rank, tf.cast(distance + 1, tf.float32), 0.0)  # (N, 100)
         return {"probabilities": scores / tf.reduce_sum(scores, axis=1, keepdims=True)}
 
@@ -102,8 +102,8 @@ class Workshop:
                 feature = example.features.feature
                 image = bytes([GOOD[index], POOR[index]]) + bytes(3070)
                 feature["image"].bytes_list.value.append(image)
-                feature["fine_label"].int64_list.value.append(LABELS[index])
-                feature["coarse_label"].int64_list.value.append(COARSE[index])
+                feature["label"].int64_list.value.append(LABELS[index])
+                feature["superclass"].int64_list.value.append(COARSE[index])
                 writer.write(example.SerializeToString())
 
     def evaluate(self, model: types.Artifact, baseline: types.Artifact, gate: Gate) -> Evaluation:
@@ -172,7 +172,7 @@ def test_accuracies_on_the_whole_test_split(first_run: Evaluation):
 
 
 @pytest.mark.parametrize(
-    ("key", "labels", "slices"), [("coarse_label", COARSE, 20), ("fine_label", LABELS, 100)]
+    ("key", "labels", "slices"), [("superclass", COARSE, 20), ("label", LABELS, 100)]
 )
 def test_accuracies_of_each_slice(first_run: Evaluation, key: str, labels: np.ndarray, slices: int):
     measured = accuracies(first_run.uri, key)
@@ -182,7 +182,7 @@ def test_accuracies_of_each_slice(first_run: Evaluation, key: str, labels: np.nd
 
 
 def test_a_class_that_is_never_recognised_does_not_block_the_model(first_run: Evaluation):
-    assert accuracies(first_run.uri, "fine_label")[tfma.CANDIDATE_KEY, 0][TOP_1] == 0.0
+    assert accuracies(first_run.uri, "label")[tfma.CANDIDATE_KEY, 0][TOP_1] == 0.0
     assert first_run.blessed
 
 

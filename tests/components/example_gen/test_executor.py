@@ -1,4 +1,3 @@
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import artifact_utils, standard_artifacts
 
 from components.example_gen.component import Cifar100ExampleGen
-from components.example_gen.executor import SPLITS, Executor
+from components.example_gen.executor import Executor
 from dataset import format as binary
 from dataset import synthetic
+from dataset.card import CARD_FILE, SPLITS, DataCard, Superclasses, from_json
 from dataset.format import DataError
 from dataset.locate import locate
 from pipeline.execution import beam_arguments
@@ -47,10 +47,10 @@ def read_split(examples: standard_artifacts.Examples, split: str) -> Split:
     rows = []
     for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
         feature = tf.train.Example.FromString(record).features.feature
-        assert sorted(feature) == ["coarse_label", "fine_label", "image"]
+        assert sorted(feature) == ["superclass", "label", "image"]
         (image,) = feature["image"].bytes_list.value
-        (fine,) = feature["fine_label"].int64_list.value
-        (coarse,) = feature["coarse_label"].int64_list.value
+        (fine,) = feature["label"].int64_list.value
+        (coarse,) = feature["superclass"].int64_list.value
         rows.append((image, fine, coarse))
     images, fine_labels, coarse_labels = zip(*sorted(rows))
     return list(images), list(fine_labels), list(coarse_labels)
@@ -97,27 +97,29 @@ def test_artifact_says_what_it_holds(examples: standard_artifacts.Examples):
     assert examples.get_string_custom_property("content_fingerprint") == "f1"
 
 
+def read_card(examples: standard_artifacts.Examples) -> DataCard:
+    path = Path(examples.uri, CARD_FILE)
+    return from_json(path.read_text(), str(path))
+
+
 def test_card_carries_the_class_names(folder: Path, examples: standard_artifacts.Examples):
     _, fine, coarse = binary.read_records(folder / "train.bin")
     superclass = dict(zip(fine.tolist(), coarse.tolist()))
-    card = json.loads(Path(examples.uri, "dataset.json").read_text())
-    assert card == {
-        "name": "synthetic",
-        "content_fingerprint": "f1",
-        "limit": None,
-        "subset": False,
-        "fine_label_names": list(synthetic.LABEL_NAMES.fine),
-        "coarse_label_names": list(synthetic.LABEL_NAMES.coarse),
-        "superclasses": [superclass.get(label) for label in range(100)],
-    }
+    card = read_card(examples)
+    assert (card.name, card.limit, card.subset) == ("synthetic", None, False)
+    assert (card.source.kind, card.source.fingerprint) == ("synthetic", "f1")
+    assert card.classes == synthetic.LABEL_NAMES.fine
+    assert card.superclasses == Superclasses(
+        synthetic.LABEL_NAMES.coarse, tuple(superclass.get(label) for label in range(100))
+    )
 
 
 def test_card_says_when_the_data_are_a_part_of_cifar_100(
     folder: Path, limited: standard_artifacts.Examples, tmp_path: Path
 ):
-    assert json.loads(Path(limited.uri, "dataset.json").read_text())["subset"] is True
+    assert read_card(limited).subset
     fewer_records = ingest(folder, tmp_path / "output", dataset_name="cifar-100")
-    assert json.loads(Path(fewer_records.uri, "dataset.json").read_text())["subset"] is True
+    assert read_card(fewer_records).subset
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> types.Artifact:
         for label, image in enumerate(pixels(40, seed=2)):
             example = tf.train.Example()
             example.features.feature["image"].bytes_list.value.append(image.tobytes())
-            example.features.feature["fine_label"].int64_list.value.append(label)
+            example.features.feature["label"].int64_list.value.append(label)
             writer.write(example.SerializeToString())
     return artifact
 
