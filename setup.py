@@ -21,7 +21,6 @@ setup(
         ]
     ),
     package_data={
-        "pipeline": ["schema/*.pbtxt"],
         "serving": ["config/*.config", "config/*.yaml", "deploy/**/*.yaml"],
     },
     entry_points={

@@ -34,9 +34,9 @@ from benchmarks.train_step import (
     matmul_gflops,
     transform_graph,
 )
+from components.code import fingerprint
 from dataset.format import TEST_FILE, TRAIN_FILE, read_records
 from dataset.locate import locate
-from pipeline import fingerprint
 from trainer import callbacks, precision, presets, schedule
 from trainer.input import make_dataset, mix_batches, raw_bytes, seed_after
 from trainer.network import model
@@ -211,7 +211,7 @@ def main() -> None:
     what = {
         "preset": json.loads(json.dumps(dataclasses.asdict(preset))),
         "data": dataset.fingerprint,
-        "code": fingerprint.training_code(),
+        "code": fingerprint("trainer"),
     }
     images, labels, _ = read_records(dataset.folder / TRAIN_FILE)
     test_images, test_labels, _ = read_records(dataset.folder / TEST_FILE)

@@ -15,7 +15,7 @@ from tfx.orchestration.portable import runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
 from dataset.locate import Dataset
-from pipeline import console, fingerprint, graph, summary
+from pipeline import console, graph, summary
 from pipeline.config import PipelineConfig
 from pipeline.run_history import RunHistory, exclusive_run
 from trainer.preset import Preset
@@ -83,8 +83,6 @@ def translate(
         ),
         serving_dir=serving_dir,
         checkpoint_dir=config.checkpoint_dir,
-        preprocessing_code=fingerprint.preprocessing_code(),
-        training_code=fingerprint.training_code(),
         tuning=graph.Tuning(config.tune, config.tune_fraction) if config.tune else None,
         warm_start=config.warm_start,
         exports=config.export_formats,

@@ -23,15 +23,15 @@ from tfx.orchestration import pipeline
 from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
 
 from components.baseline.component import Baseline
+from components.code import CODE_KEY, fingerprint
 from components.converter.component import Converter
 from components.data_gate.component import DataGate
 from components.evaluator.component import BaselineEvaluator
 from components.example_gen.component import Cifar100ExampleGen
 from components.pusher.component import AtomicPusher
-from components.schema_gen.component import CuratedSchemaGen
+from components.schema_gen.component import CardSchemaGen
 from components.serving_validator.component import ServingValidator
 from dataset.card import SPLITS, TEST, TRAIN, VALIDATION
-from dataset.format import IMAGE_BYTES
 from serving import client
 from trainer.preset import OVERRIDES, Preset
 
@@ -39,14 +39,14 @@ from trainer.preset import OVERRIDES, Preset
 TOP_1 = "top_1_accuracy"
 TOP_5 = "top_5_accuracy"
 
-SCHEMA_FILE = os.path.join(os.path.dirname(__file__), "schema", "schema.pbtxt")
 # With which models are served: they are warmed up for its batch sizes.
 BATCHING_FILE = os.path.join(os.path.dirname(client.__file__), "config", "batching.config")
 
 # Dotted paths rather than module files: the package is installed wherever components run, so
 # nothing is packed into a wheel and unpacked again. TFX's cache does not see changes behind a
 # dotted path, hence the code fingerprints below.
-_PREPROCESSING_FN = "trainer.preprocessing.preprocessing_fn"
+_PREPROCESSING, _TRAINING = "trainer.preprocessing", "trainer"
+_PREPROCESSING_FN = f"{_PREPROCESSING}.preprocessing_fn"
 _RUN_FN = "trainer.run.run_fn"
 _TUNER_FN = "trainer.tuning.tuner_fn"
 
@@ -107,8 +107,6 @@ def create_pipeline(
     gate: Gate,
     serving_dir: str,
     checkpoint_dir: str,
-    preprocessing_code: str,
-    training_code: str,
     tuning: Tuning | None = None,
     warm_start: bool = False,
     exports: Sequence[str] = (),
@@ -128,8 +126,6 @@ def create_pipeline(
       gate: What the model must reach.
       serving_dir: TF Serving's model base path; each push adds a version.
       checkpoint_dir: Folder for the checkpoints from which an interrupted training continues.
-      preprocessing_code: Fingerprint of the code behind Transform, for the cache key.
-      training_code: Fingerprint of the code behind Trainer, for the cache key.
       tuning: Search for hyperparameters before training with them; None trains with the preset's.
       warm_start: Start from the weights of the model pushed last, where there is one.
       exports: Formats to push the model in besides SavedModel, of
@@ -149,16 +145,16 @@ def create_pipeline(
     ).with_id("ExampleGen")
     examples = example_gen.outputs["examples"]
 
-    schema_gen = CuratedSchemaGen(schema_file=SCHEMA_FILE).with_id("SchemaGen")
+    schema_gen = CardSchemaGen(examples).with_id("SchemaGen")
     schema = schema_gen.outputs["schema"]
     statistics_gen = StatisticsGen(examples=examples, schema=schema)
     statistics = statistics_gen.outputs["statistics"]
     example_validator = ExampleValidator(statistics=statistics, schema=schema)
     data_gate = DataGate(
+        examples=examples,
         statistics=statistics,
         anomalies=example_validator.outputs["anomalies"],
         expected_splits=SPLITS,
-        byte_lengths={"image": IMAGE_BYTES},
     )
 
     transform = Transform(
@@ -167,7 +163,7 @@ def create_pipeline(
         preprocessing_fn=_PREPROCESSING_FN,
         splits_config=transform_pb2.SplitsConfig(analyze=[TRAIN], transform=[]),
         materialize=False,
-        custom_config={"code": preprocessing_code},
+        custom_config={CODE_KEY: fingerprint(_PREPROCESSING)},
     )
     transform.add_upstream_node(data_gate)
 
@@ -184,7 +180,7 @@ def create_pipeline(
         "engine": engine,
         "seed": seed,
         "checkpoint_dir": checkpoint_dir,
-        "code": training_code,
+        CODE_KEY: fingerprint(_TRAINING),
     }
     before_training: list[BaseComponent] = []
     if warm_start:

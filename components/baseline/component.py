@@ -7,6 +7,7 @@ from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
 
 from components.baseline import driver, executor
+from components.code import CODE_KEY, fingerprint
 
 
 class BaselineSpec(component_spec.ComponentSpec):
@@ -15,6 +16,7 @@ class BaselineSpec(component_spec.ComponentSpec):
     PARAMETERS = {
         executor.SERVING_DIR_KEY: component_spec.ExecutionParameter(type=str),
         executor.VERSION_KEY: component_spec.ExecutionParameter(type=str, optional=True),
+        CODE_KEY: component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
         executor.MODEL_KEY: component_spec.ChannelParameter(
@@ -51,6 +53,7 @@ class Baseline(base_component.BaseComponent):
             spec=BaselineSpec(
                 serving_dir=serving_dir,
                 model=model,
+                code=fingerprint(__package__),
                 baseline=types.Channel(type=standard_artifacts.Model),
             )
         )

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 
+from components.code import CODE_KEY, fingerprint
 from components.converter import executor
-
-# Their versions count as code; those of ONNX where they are installed.
-_LIBRARIES = ("tensorflow", "tf2onnx", "onnx")
 
 
 class ConverterSpec(component_spec.ComponentSpec):
@@ -24,7 +19,7 @@ class ConverterSpec(component_spec.ComponentSpec):
         executor.FORMATS_KEY: component_spec.ExecutionParameter(type=str),
         executor.SPLIT_KEY: component_spec.ExecutionParameter(type=str),
         executor.REPRESENTATIVE_SPLIT_KEY: component_spec.ExecutionParameter(type=str),
-        executor.CODE_KEY: component_spec.ExecutionParameter(type=str),
+        CODE_KEY: component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
         standard_component_specs.MODEL_KEY: component_spec.ChannelParameter(
@@ -74,20 +69,7 @@ class Converter(base_component.BaseComponent):
                 formats=",".join(formats),
                 split=split,
                 representative_split=representative_split,
-                code=_code(),
+                code=fingerprint(__package__),
                 exports=types.Channel(type=standard_artifacts.Model),
             )
         )
-
-
-def _code() -> str:
-    """Identifies the code that converts, for the cache key."""
-    digest = hashlib.sha256()
-    for package in _LIBRARIES:
-        try:
-            digest.update(f"{package} {metadata.version(package)}\0".encode())
-        except metadata.PackageNotFoundError:
-            continue
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]

@@ -22,7 +22,7 @@ class Reference:
     """What the files are compared on.
 
     Attributes:
-      pixels: uint8 [N, 32, 32, 3].
+      pixels: uint8 [N, H, W, 3].
       labels: int64 [N].
       expected: float32 [N, classes], the SavedModel's probabilities.
     """
@@ -73,7 +73,7 @@ def convert(
     Args:
       model: What to convert.
       names: Of `formats.FORMATS`, whose packages are installed.
-      representative: uint8 [N, 32, 32, 3] of the training split, to quantize with.
+      representative: uint8 [N, H, W, 3] of the training split, to quantize with.
       labels: The classes' names.
 
     Yields:
@@ -100,7 +100,7 @@ def answers(predict: Predict, pixels: np.ndarray) -> np.ndarray:
 
     Args:
       predict: The model.
-      pixels: uint8 [N, 32, 32, 3].
+      pixels: uint8 [N, H, W, 3].
 
     Returns:
       float32 [N, classes].

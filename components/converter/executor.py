@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging as python_logging
-import os
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,14 +19,12 @@ from tfx.utils import io_utils, path_utils
 from components import examples
 from components.converter import conversion, formats
 from components.converter.saved_model import PixelsToProbabilities
-from dataset import card
 from serving.quiet import held_stderr
 
 EXPORTS_KEY = "exports"
 FORMATS_KEY = "formats"
 SPLIT_KEY = "split"
 REPRESENTATIVE_SPLIT_KEY = "representative_split"
-CODE_KEY = "code"
 
 _TEST_IMAGES = 1000
 # 1,000 made no difference to the agreement.
@@ -74,7 +71,7 @@ class Executor(base_executor.BaseExecutor):
                 names,
                 tested=tested,
                 represented=represented,
-                uri=data.uri,
+                data=data,
                 output=Path(work),
             )
             io_utils.copy_dir(work, exports.uri)
@@ -86,13 +83,12 @@ def _convert(
     *,
     tested: list[bytes],
     represented: list[bytes],
-    uri: str,
+    data: types.Artifact,
     output: Path,
 ) -> None:
-    with tf.io.gfile.GFile(os.path.join(model_dir, "assets.extra", card.CARD_FILE)) as file:
-        labels = card.from_json(file.read(), model_dir).classes
+    card = examples.read_card(data)
     model = PixelsToProbabilities(model_dir)
-    pixels = examples.images(tested, uri)
+    pixels = examples.images(tested, card, data.uri)
     reference = conversion.Reference(
         pixels=pixels,
         labels=examples.labels(tested),
@@ -100,7 +96,7 @@ def _convert(
     )
     results = []
     for made, content, predict in conversion.convert(
-        model, names, examples.images(represented, uri), labels
+        model, names, examples.images(represented, card, data.uri), card.classes
     ):
         result = conversion.measure(made, content, predict, reference)
         results.append(result)
@@ -108,7 +104,7 @@ def _convert(
             logging.warning("%s is refused: it %s.", made.name, result.problem)
         else:
             (output / made.name).write_bytes(content)
-    (output / formats.LABELS_FILE).write_text("\n".join(labels) + "\n")
+    (output / formats.LABELS_FILE).write_text("\n".join(card.classes) + "\n")
     report = {
         "images": len(pixels),
         "top_1_accuracy": conversion.top_1_accuracy(reference.expected, reference.labels),

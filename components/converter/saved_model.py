@@ -10,9 +10,8 @@ import tensorflow as tf
 INPUT = "images"
 OUTPUT = "probabilities"
 SIGNATURE = "serving_default"
-IMAGE_SHAPE = (32, 32, 3)
 
-# uint8 [N, 32, 32, 3] -> float32 [N, classes]
+# uint8 [N, H, W, 3] -> float32 [N, classes]
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -43,12 +42,12 @@ class PixelsToProbabilities(tf.Module):
                 f"the model in {model_dir} has no signature {SIGNATURE} with the output {OUTPUT}"
             )
 
-        @tf.function(input_signature=[tf.TensorSpec([None, *IMAGE_SHAPE], tf.uint8, name=INPUT)])
+        @tf.function(input_signature=[signature.structured_input_signature[1][INPUT]])
         def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
             return {OUTPUT: signature(**{INPUT: images})[OUTPUT]}
 
         self.predict = predict
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Pixels uint8 [N, 32, 32, 3] to probabilities float32 [N, classes]."""
+        """Pixels uint8 [N, H, W, 3] to probabilities float32 [N, classes]."""
         return self.predict(tf.constant(images))[OUTPUT].numpy()

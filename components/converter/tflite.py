@@ -46,7 +46,7 @@ def convert_int8(model: PixelsToProbabilities, representative: np.ndarray) -> by
 
     Args:
       model: What to convert.
-      representative: uint8 [N, 32, 32, 3], images from which the ranges of the activations are
+      representative: uint8 [N, H, W, 3], images from which the ranges of the activations are
         taken: of the training split, as the test split is there to measure on.
 
     Raises:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 from tfx.utils import json_utils
 
+from components.code import CODE_KEY, fingerprint
 from components.data_gate import executor
 
 
@@ -17,9 +18,12 @@ class DataGateSpec(component_spec.ComponentSpec):
 
     PARAMETERS = {
         executor.EXPECTED_SPLITS_KEY: component_spec.ExecutionParameter(type=str),
-        executor.BYTE_LENGTHS_KEY: component_spec.ExecutionParameter(type=str),
+        CODE_KEY: component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
+        standard_component_specs.EXAMPLES_KEY: component_spec.ChannelParameter(
+            type=standard_artifacts.Examples
+        ),
         standard_component_specs.STATISTICS_KEY: component_spec.ChannelParameter(
             type=standard_artifacts.ExampleStatistics
         ),
@@ -43,24 +47,25 @@ class DataGate(base_component.BaseComponent):
 
     def __init__(
         self,
+        examples: types.BaseChannel,
         statistics: types.BaseChannel,
         anomalies: types.BaseChannel,
         expected_splits: Sequence[str],
-        byte_lengths: Mapping[str, int],
     ):
         """Constructs the component.
 
         Args:
+          examples: ExampleGen's output.
           statistics: StatisticsGen's output.
           anomalies: ExampleValidator's output.
           expected_splits: Splits that must be there, with at least one example each.
-          byte_lengths: Feature -> the number of bytes that each of its values must have.
         """
         super().__init__(
             spec=DataGateSpec(
+                examples=examples,
                 statistics=statistics,
                 anomalies=anomalies,
                 expected_splits=json_utils.dumps(list(expected_splits)),
-                byte_lengths=json_utils.dumps(dict(byte_lengths)),
+                code=fingerprint(__package__),
             )
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import tensorflow_data_validation as tfdv
@@ -14,10 +13,10 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import json_utils
 
+from components import examples
 from dataset.format import DataError
 
 EXPECTED_SPLITS_KEY = "expected_splits"
-BYTE_LENGTHS_KEY = "byte_lengths"
 _STATISTICS_FILE = "FeatureStats.pb"
 _ANOMALIES_FILE = "SchemaDiff.pb"
 
@@ -26,7 +25,7 @@ def find_problems(
     split: str,
     statistics: statistics_pb2.DatasetFeatureStatisticsList,
     anomalies: anomalies_pb2.Anomalies,
-    byte_lengths: Mapping[str, int],
+    image_bytes: int,
 ) -> list[str]:
     """Says what is wrong with a split, each with the feature and the values that were seen.
 
@@ -34,8 +33,8 @@ def find_problems(
       split: The split's name, for the messages.
       statistics: What StatisticsGen computed for it.
       anomalies: What ExampleValidator found in it.
-      byte_lengths: Feature -> the number of bytes that each of its values must have, which a
-        schema cannot express. The statistics must be of a schema that gives it an image domain.
+      image_bytes: How many each image must have, which a schema cannot express. The statistics
+        must be of a schema that gives `image` an image domain.
 
     Returns:
       One sentence for each problem; empty when there is none.
@@ -48,10 +47,9 @@ def find_problems(
         name: [reason.description for reason in info.reason] or [info.description]
         for name, info in anomalies.anomaly_info.items()
     }
-    for name, length in byte_lengths.items():
-        lengths = features[name].bytes_stats if name in features else None
-        if lengths and not lengths.min_num_bytes == lengths.max_num_bytes == length:
-            reasons.setdefault(name, []).append(f"values must have {length} bytes")
+    lengths = features["image"].bytes_stats if "image" in features else None
+    if lengths and not lengths.min_num_bytes == lengths.max_num_bytes == image_bytes:
+        reasons.setdefault("image", []).append(f"values must have {image_bytes} bytes")
     problems = []
     if anomalies.HasField("dataset_anomaly_info"):
         problems.append(f"split {split!r}: {anomalies.dataset_anomaly_info.description}")
@@ -105,6 +103,8 @@ class Executor(base_executor.BaseExecutor):
         anomalies = artifact_utils.get_single_instance(
             input_dict[standard_component_specs.ANOMALIES_KEY]
         )
+        data = artifact_utils.get_single_instance(input_dict[standard_component_specs.EXAMPLES_KEY])
+        image_bytes = examples.read_card(data).image_bytes
         splits = artifact_utils.decode_split_names(statistics.split_names)
         problems = []
         for split in json_utils.loads(exec_properties[EXPECTED_SPLITS_KEY]):
@@ -117,7 +117,7 @@ class Executor(base_executor.BaseExecutor):
                     os.path.join(_split_uri(statistics, split), _STATISTICS_FILE)
                 ),
                 _load_anomalies(os.path.join(_split_uri(anomalies, split), _ANOMALIES_FILE)),
-                json_utils.loads(exec_properties[BYTE_LENGTHS_KEY]),
+                image_bytes,
             )
         if problems:
             listing = "\n".join(f"  - {problem}" for problem in problems)

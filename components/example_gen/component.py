@@ -9,6 +9,7 @@ from tfx.dsl.components.base import base_beam_component, base_driver, executor_s
 from tfx.proto import example_gen_pb2
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 
+from components.code import CODE_KEY, fingerprint
 from components.example_gen import executor
 from dataset import format as dataset_format
 from dataset.card import TEST, TRAIN, VALIDATION
@@ -22,6 +23,7 @@ class Cifar100ExampleGenSpec(component_spec.ComponentSpec):
         executor.DATASET_NAME_KEY: component_spec.ExecutionParameter(type=str),
         executor.FINGERPRINT_KEY: component_spec.ExecutionParameter(type=str),
         executor.LIMIT_KEY: component_spec.ExecutionParameter(type=int, optional=True),
+        CODE_KEY: component_spec.ExecutionParameter(type=str),
     }
     INPUTS = standard_component_specs.FileBasedExampleGenSpec.INPUTS
     OUTPUTS = standard_component_specs.FileBasedExampleGenSpec.OUTPUTS
@@ -83,6 +85,7 @@ class Cifar100ExampleGen(example_gen_component.FileBasedExampleGen):
                 executor.DATASET_NAME_KEY: dataset_name,
                 executor.FINGERPRINT_KEY: content_fingerprint,
                 executor.LIMIT_KEY: limit,
+                CODE_KEY: fingerprint(__package__),
             },
         )
         # Past FileBasedExampleGen's constructor, which builds its own specification.

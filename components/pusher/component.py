@@ -8,12 +8,17 @@ from tfx.dsl.components.base import base_component, executor_spec
 from tfx.proto import pusher_pb2
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 
+from components.code import CODE_KEY, fingerprint
 from components.pusher import executor
 
 
 class AtomicPusherSpec(standard_component_specs.PusherSpec):
     """Pusher's specification and what is pushed beside the model."""
 
+    PARAMETERS = {
+        **standard_component_specs.PusherSpec.PARAMETERS,
+        CODE_KEY: component_spec.ExecutionParameter(type=str),
+    }
     INPUTS = {
         **standard_component_specs.PusherSpec.INPUTS,
         executor.EXPORTS_KEY: component_spec.ChannelParameter(
@@ -53,6 +58,7 @@ class AtomicPusher(pusher_component.Pusher):
             infra_blessing=infra_blessing,
             push_destination=push_destination,
             exports=exports,
+            code=fingerprint(__package__),
             pushed_model=types.Channel(type=standard_artifacts.PushedModel),
         )
         # Past Pusher's constructor, which builds its own specification.

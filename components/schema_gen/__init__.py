@@ -1,1 +1,1 @@
-"""Brings the curated schema into the pipeline."""
+"""The schema that follows from the data card."""

@@ -22,7 +22,6 @@ PROBABILITIES = "probabilities"
 
 _LATENCY_REQUESTS = 100
 _LATENCY_SECONDS = 4.0  # for each signature; slow models are measured with fewer requests
-_TOP = 5
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Images:
     """The same images as each signature takes them.
 
     Args:
-      pixels: uint8 [N, 32, 32, 3].
+      pixels: uint8 [N, H, W, 3].
       examples: N serialized tf.Examples; made from the pixels where there are none.
     """
 
@@ -173,10 +172,10 @@ def value_problems(outputs: Mapping[str, np.ndarray]) -> list[str]:
         problems.append(f"{PROBABILITIES} sum to {sums[worst]:.4f}, not to 1 (image {worst})")
     ids, top = outputs.get("top_5_ids"), outputs.get("top_5_probabilities")
     if ids is not None and top is not None:
-        best = -np.sort(-probabilities, axis=-1)[:, :_TOP]
+        best = -np.sort(-probabilities, axis=-1)[:, : top.shape[-1]]
         named = np.take_along_axis(probabilities, ids.astype(np.int64), axis=-1)
         if max(np.abs(best - top).max(), np.abs(named - top).max()) > TOLERANCE:
-            problems.append(f"top_5_ids are not the {_TOP} largest {PROBABILITIES}")
+            problems.append(f"top_5_ids are not the {top.shape[-1]} largest {PROBABILITIES}")
     return problems
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from tfx import types
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 
-import serving
+from components.code import CODE_KEY, fingerprint
 from components.serving_validator import executor
 from serving.server.config import read_batching
 
@@ -20,7 +19,7 @@ class ServingValidatorSpec(component_spec.ComponentSpec):
     PARAMETERS = {
         executor.SPLIT_KEY: component_spec.ExecutionParameter(type=str),
         executor.BATCHING_KEY: component_spec.ExecutionParameter(type=str),
-        executor.CODE_KEY: component_spec.ExecutionParameter(type=str),
+        CODE_KEY: component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
         standard_component_specs.MODEL_KEY: component_spec.ChannelParameter(
@@ -72,16 +71,7 @@ class ServingValidator(base_component.BaseComponent):
                 examples=examples,
                 split=split,
                 batching_parameters=Path(batching_file).read_text(),
-                code=_code(),
+                code=fingerprint(__package__, "serving"),
                 blessing=types.Channel(type=standard_artifacts.InfraBlessing),
             )
         )
-
-
-def _code() -> str:
-    """Identifies the code that validates and serves, for the cache key."""
-    folders = (Path(__file__).parent, Path(serving.__file__).parent)
-    digest = hashlib.sha256()
-    for file in sorted(path for folder in folders for path in folder.rglob("*.py")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]

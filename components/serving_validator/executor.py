@@ -19,6 +19,7 @@ from tfx.utils import io_utils, path_utils
 
 from components import examples
 from components.serving_validator import checks, warmup
+from dataset.card import DataCard
 from serving import server_process
 from serving.client import Client
 from serving.connection import ServerError
@@ -27,7 +28,6 @@ from serving.server.config import read_batching
 
 SPLIT_KEY = "split"
 BATCHING_KEY = "batching_parameters"
-CODE_KEY = "code"
 
 REPORT_FILE = "report.json"
 LOG_FILE = "server.log"
@@ -83,7 +83,8 @@ class Executor(base_executor.BaseExecutor):
             output_dict[standard_component_specs.BLESSING_KEY]
         )
         serialized = examples.read(test_examples, exec_properties[SPLIT_KEY], _IMAGES)
-        images = checks.Images(examples.images(serialized, test_examples.uri), serialized)
+        card = examples.read_card(test_examples)
+        images = checks.Images(examples.images(serialized, card, test_examples.uri), serialized)
         with tempfile.TemporaryDirectory(prefix="serving-validator-") as work:
             # A local copy, which servers can read wherever the artifacts are.
             served = os.path.join(work, _MODEL_NAME, _VERSION)
@@ -93,16 +94,17 @@ class Executor(base_executor.BaseExecutor):
             sizes = read_batching(batching_file).allowed_sizes or (1,)
             one = checks.Images(images.pixels[:1], images.examples[:1]).inputs()
             records = warmup.write(served, one, sizes)
-            findings = _validate(Path(work), images, batching_file, sizes)
+            findings = _validate(Path(work), images, card, batching_file, sizes)
             findings.report["warmup_requests"] = records
             _write_outputs(blessing, findings, Path(work), served)
 
 
-def read_known_answers(model_dir: str) -> tuple[checks.Images, np.ndarray]:
+def read_known_answers(model_dir: str, card: DataCard) -> tuple[checks.Images, np.ndarray]:
     """Reads what Trainer's model has answered itself.
 
     Args:
       model_dir: Folder of the SavedModel.
+      card: Of the data that it was trained on.
 
     Returns:
       (images, float64 [N, classes] probabilities).
@@ -120,13 +122,13 @@ def read_known_answers(model_dir: str) -> tuple[checks.Images, np.ndarray]:
             f"{KNOWN_ANSWERS_FILE} of the model cannot be read, with which Trainer says what it "
             f"should answer: {error!r}. Train again (--no_cache)."
         ) from error
-    return checks.Images(examples.pixels(raw, path)), probabilities
+    return checks.Images(examples.pixels(raw, card, path)), probabilities
 
 
 def _validate(
-    work: Path, images: checks.Images, batching: Path, sizes: tuple[int, ...]
+    work: Path, images: checks.Images, card: DataCard, batching: Path, sizes: tuple[int, ...]
 ) -> checks.Findings:
-    known, probabilities = read_known_answers(str(work / _MODEL_NAME / _VERSION))
+    known, probabilities = read_known_answers(str(work / _MODEL_NAME / _VERSION), card)
     findings = checks.Findings()
     for trial in range(1, _TRIALS + 1):
         try:

@@ -342,12 +342,3 @@ def test_pipeline_delete(project: Project):
     assert deleted.returncode == 0 and "deleted successfully" in deleted.stdout
     gone = project.run()
     assert gone.returncode != 0 and 'Pipeline "vit" does not exist.' in gone.stderr
-
-
-def test_the_draft_schema_has_the_curated_features(project: Project, run_module):
-    result = run_module("pipeline.draft_schema", "--work_dir", project.work_dir)
-    assert result.returncode == 0, result.stderr
-    names = re.findall(r'^  name: "(\w+)"\n  type: (\w+)', result.stdout, re.M)
-    assert names == [("superclass", "INT"), ("label", "INT"), ("image", "BYTES")]
-    missing = run_module("pipeline.draft_schema", "--work_dir", project.home)
-    assert missing.returncode == 1 and "has computed statistics" in missing.stderr

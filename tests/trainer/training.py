@@ -17,6 +17,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from dataset import format as binary
 from dataset import synthetic
 from dataset.card import CARD_FILE, DataCard, SourceInfo, Split, Superclasses
+from tests.support import examples
 from trainer import export, preprocessing, run
 
 TRAIN, VALIDATION = 180, 60
@@ -44,16 +45,8 @@ class Inputs:
 
 
 def write_split(folder: Path, images: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
-    folder.mkdir(parents=True)
     rows = [{"image": image.tobytes(), "label": int(n)} for image, n in zip(images, labels)]
-    with tf.io.TFRecordWriter(str(folder / "data.gz"), "GZIP") as writer:
-        for row in rows:
-            feature = {
-                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[row["image"]])),
-                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[row["label"]])),
-            }
-            example = tf.train.Example(features=tf.train.Features(feature=feature))
-            writer.write(example.SerializeToString())
+    examples.write_split(folder, [examples.example(**row) for row in rows])
     return rows
 
 

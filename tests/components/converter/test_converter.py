@@ -23,6 +23,7 @@ from components.converter.executor import Executor
 from components.converter.saved_model import ConversionError, PixelsToProbabilities
 from components.examples import ExamplesError
 from tests.support.cards import make_card
+from tests.support.examples import example, examples_artifact
 from trainer.network import inference
 from trainer.network.model import build_model
 from trainer.presets import get_preset
@@ -70,27 +71,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> types.Artifact:
     target = Path(artifact.uri) / "Format-Serving"
     served = Served(inference.for_inference(network))
     tf.saved_model.save(served, str(target), signatures={"serving_default": served.images})
-    (target / "assets.extra").mkdir()
-    (target / "assets.extra" / "dataset.json").write_text(make_card(NAMES).to_json())
     return artifact
 
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> types.Artifact:
     """ExampleGen's output: 50 images to quantize with, 130 to test on."""
-    artifact = standard_artifacts.Examples()
-    artifact.uri = str(tmp_path_factory.mktemp("examples"))
-    artifact.split_names = '["train", "validation", "test"]'
-    for seed, (split, number) in enumerate({"train": 50, "test": 130}.items(), start=2):
-        folder = Path(artifact.uri) / f"Split-{split}"
-        folder.mkdir()
-        with tf.io.TFRecordWriter(str(folder / "data.gz"), "GZIP") as writer:
-            for image, label in zip(*images(number, seed)):
-                example = tf.train.Example()
-                example.features.feature["image"].bytes_list.value.append(image.tobytes())
-                example.features.feature["label"].int64_list.value.append(label)
-                writer.write(example.SerializeToString())
-    return artifact
+    splits = {
+        split: [
+            example(image=image.tobytes(), label=int(label))
+            for image, label in zip(*images(number, seed))
+        ]
+        for seed, (split, number) in enumerate({"train": 50, "test": 130}.items(), start=2)
+    }
+    folder = tmp_path_factory.mktemp("examples")
+    return examples_artifact(folder, {**splits, "validation": []}, make_card(NAMES))
 
 
 def convert(

@@ -1,42 +1,31 @@
 """The gate on real statistics and anomalies: each split below has faults of its own."""
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-import tensorflow as tf
 from tfx import types
 from tfx import v1 as tfx
 from tfx.components.example_validator.executor import Executor as ExampleValidatorExecutor
 from tfx.components.statistics_gen.executor import Executor as StatisticsGenExecutor
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
-from tfx.types import artifact_utils, standard_artifacts
+from tfx.types import standard_artifacts
 
 from components.data_gate.component import DataGate
 from components.data_gate.executor import Executor
+from components.schema_gen.executor import Executor as SchemaGenExecutor
 from dataset.format import DataError
 from pipeline.execution import beam_arguments
-from pipeline.graph import SCHEMA_FILE
+from tests.support.cards import SYNTHETIC_CARD
+from tests.support.examples import example as any_example
+from tests.support.examples import examples_artifact
 
 IMAGE = bytes(range(256)) * 12
 
 
-def example(**features: int | float | bytes | list[bytes] | None) -> bytes:
+def example(**features: Any) -> bytes:
     """A serialized tf.Example, sound but for what is given; None leaves a feature out."""
-    message = tf.train.Example()
-    for name, value in {"image": IMAGE, "label": 7, "superclass": 3, **features}.items():
-        feature = message.features.feature[name]
-        if value is None:
-            del message.features.feature[name]
-        elif isinstance(value, float):
-            feature.float_list.value.append(value)
-        elif isinstance(value, int):
-            feature.int64_list.value.append(value)
-        else:
-            feature.bytes_list.value.extend(value if isinstance(value, list) else [value])
-    return message.SerializeToString()
+    return any_example(**{"image": IMAGE, "label": 7, "superclass": 3, **features})
 
 
 SOUND = [example(label=label, superclass=label % 20) for label in range(100)]
@@ -54,6 +43,7 @@ SPLITS = {
 
 
 class Findings(NamedTuple):
+    examples: types.Artifact
     statistics: types.Artifact
     anomalies: types.Artifact
 
@@ -62,20 +52,10 @@ class Findings(NamedTuple):
 def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     """What StatisticsGen and ExampleValidator say about all splits, in one run."""
     root = tmp_path_factory.mktemp("data")
-    examples = standard_artifacts.Examples()
-    examples.uri = str(root / "examples")
-    examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
-    options = tf.io.TFRecordOptions(compression_type="GZIP")
-    for split, rows in SPLITS.items():
-        folder = Path(examples.uri, f"Split-{split}")
-        folder.mkdir(parents=True)
-        with tf.io.TFRecordWriter(str(folder / "data.gz"), options) as writer:
-            for row in rows:
-                writer.write(row)
+    examples = examples_artifact(root / "examples", SPLITS, SYNTHETIC_CARD)
     schema = standard_artifacts.Schema()
     schema.uri = str(root / "schema")
-    Path(schema.uri).mkdir()
-    shutil.copy(SCHEMA_FILE, schema.uri)
+    SchemaGenExecutor().Do({"examples": [examples]}, {"schema": [schema]}, {})
     statistics = standard_artifacts.ExampleStatistics()
     statistics.uri = str(root / "statistics")
     anomalies = standard_artifacts.ExampleAnomalies()
@@ -90,17 +70,17 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     ExampleValidatorExecutor().Do(
         {"statistics": [statistics], "schema": [schema]}, {"anomalies": [anomalies]}, {}
     )
-    return Findings(statistics, anomalies)
+    return Findings(examples, statistics, anomalies)
 
 
 def gate(findings: Findings, expected_splits: Sequence[str]) -> None:
     component = DataGate(
+        examples=tfx.dsl.Channel(type=standard_artifacts.Examples),
         statistics=tfx.dsl.Channel(type=standard_artifacts.ExampleStatistics),
         anomalies=tfx.dsl.Channel(type=standard_artifacts.ExampleAnomalies),
         expected_splits=expected_splits,
-        byte_lengths={"image": 3072},
     )
-    inputs = {"statistics": [findings.statistics], "anomalies": [findings.anomalies]}
+    inputs = {key: [artifact] for key, artifact in findings._asdict().items()}
     Executor().Do(inputs, {}, component.exec_properties)
 
 
@@ -168,7 +148,7 @@ def test_missing_split(findings: Findings):
 def test_all_faults_of_all_splits_are_listed(findings: Findings):
     listing = problems(findings, ["too_small", "sound", "empty"])
     assert [problem.partition(":")[0] for problem in listing] == [
-        "split 'too_small', feature 'label'",
         "split 'too_small', feature 'image'",
+        "split 'too_small', feature 'label'",
         "split 'empty' has no examples",
     ]

@@ -33,8 +33,6 @@ def test_transform_does_not_run_on_a_label_out_of_range(tmp_path: Path):
         gate=Gate(min_top_1_accuracy=0.1, min_top_5_accuracy=0.3, max_accuracy_drop=0.01),
         serving_dir=str(tmp_path / "serving"),
         checkpoint_dir=str(tmp_path / "checkpoints"),
-        preprocessing_code="p",
-        training_code="t",
         enable_cache=True,
         metadata_connection_config=metadata,
         beam_pipeline_args=beam_arguments(workers=1),

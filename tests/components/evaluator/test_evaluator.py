@@ -1,6 +1,6 @@
 """Evaluator on models whose accuracy is known beforehand, example by example."""
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +11,16 @@ import tensorflow_model_analysis as tfma
 from tfx import types
 from tfx import v1 as tfx
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
-from tfx.types import artifact_utils, standard_artifacts
+from tfx.types import standard_artifacts
 
 from components.evaluator.component import BaselineEvaluator
-from components.evaluator.executor import Executor
+from components.evaluator.executor import Executor, fit_to_card
+from dataset.card import DataCard
 from pipeline.execution import beam_arguments
 from pipeline.graph import TOP_1, TOP_5, Gate, evaluation_config
 from pipeline.summary import accuracies, rejection_reasons
+from tests.support.cards import SYNTHETIC_CARD, make_card
+from tests.support.examples import example, examples_artifact
 
 # 200 examples, two of each of the 100 classes, five classes to a superclass.
 INDEX = np.arange(200)
@@ -61,21 +64,24 @@ class Evaluation(NamedTuple):
         return rejection_reasons(tfma.load_validation_result(self.uri))
 
 
+def row(index: int) -> bytes:
+    image = bytes([GOOD[index], POOR[index]]) + bytes(3070)
+    return example(image=image, label=int(LABELS[index]), superclass=int(COARSE[index]))
+
+
 class Workshop:
     """The examples and models that the tests evaluate."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, card: DataCard = SYNTHETIC_CARD):
         self._root = root
         self._runs = 0
         self.good = self._export("good", byte=0)
         self.poor = self._export("poor", byte=1)
         self.none = self._artifact(standard_artifacts.Model, "none")
         Path(self.none.uri).mkdir()
-        self._examples = self._artifact(standard_artifacts.Examples, "examples")
-        self._examples.split_names = artifact_utils.encode_split_names(["train", "test"])
-        self._write("test", INDEX)
-        # One example that both models get wrong: it counts if the train split is read, too.
-        self._write("train", [0])
+        # In train, one example that both models get wrong: it counts if that is read, too.
+        splits = {"train": [row(0)], "test": [row(index) for index in INDEX]}
+        self._examples = examples_artifact(root / "examples", splits, card)
 
     def _artifact(self, kind: type[types.Artifact], name: str) -> types.Artifact:
         artifact = kind()
@@ -91,20 +97,6 @@ class Workshop:
             signatures={"serving_examples": model.serving_examples},
         )
         return artifact
-
-    def _write(self, split: str, indices: Sequence[int]) -> None:
-        folder = Path(self._examples.uri, f"Split-{split}")
-        folder.mkdir(parents=True)
-        options = tf.io.TFRecordOptions(compression_type="GZIP")
-        with tf.io.TFRecordWriter(str(folder / "data.gz"), options) as writer:
-            for index in indices:
-                example = tf.train.Example()
-                feature = example.features.feature
-                image = bytes([GOOD[index], POOR[index]]) + bytes(3070)
-                feature["image"].bytes_list.value.append(image)
-                feature["label"].int64_list.value.append(LABELS[index])
-                feature["superclass"].int64_list.value.append(COARSE[index])
-                writer.write(example.SerializeToString())
 
     def evaluate(self, model: types.Artifact, baseline: types.Artifact, gate: Gate) -> Evaluation:
         """Runs the executor with the component's own properties."""
@@ -231,3 +223,29 @@ def test_model_below_the_value_thresholds_is_refused(workshop: Workshop):
         f"{TOP_1} is 0.7500, the threshold 0.7600",
         f"{TOP_5} is 0.8750, the threshold 0.9000",
     ]
+
+
+def test_the_configuration_fits_three_classes_without_superclasses():
+    config = evaluation_config(Gate(min_top_1_accuracy=0.5, min_top_5_accuracy=0.9))
+    fit_to_card(config, make_card(["a", "b", "c"]))
+    metrics = {metric.class_name: metric for metric in config.metrics_specs[0].metrics}
+    top_k = metrics["SparseTopKCategoricalAccuracy"]
+    assert json.loads(top_k.config) == {"name": TOP_5, "k": 3}
+    assert top_k.per_slice_thresholds[0].threshold.value_threshold.lower_bound.value == 0.9
+    assert [list(item.feature_keys) for item in config.slicing_specs] == [[], ["label"]]
+    assert "MultiClassConfusionMatrixPlot" in metrics
+
+
+def test_no_confusion_matrix_of_ten_thousand_classes():
+    config = evaluation_config(Gate(min_top_1_accuracy=0.5, min_top_5_accuracy=0.9))
+    fit_to_card(config, make_card([str(index) for index in range(10_000)]))
+    names = [metric.class_name for metric in config.metrics_specs[0].metrics]
+    assert "MultiClassConfusionMatrixPlot" not in names and "ExampleCount" in names
+
+
+def test_data_without_superclasses_are_evaluated(tmp_path: Path):
+    card = make_card(SYNTHETIC_CARD.classes)
+    workshop = Workshop(tmp_path, card)
+    run = workshop.evaluate(workshop.good, workshop.none, Gate(0.74, 0.87))
+    assert run.blessed
+    assert accuracies(run.uri, "superclass") == {} and len(accuracies(run.uri, "label")) == 100

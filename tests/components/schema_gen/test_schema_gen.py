@@ -1,49 +1,55 @@
+"""The schema of data sets of different sizes, and the component in a real run."""
+
 from pathlib import Path
 
-from google.protobuf import text_format
-from ml_metadata import metadata_store
-from ml_metadata.proto.metadata_store_pb2 import Execution
-from tensorflow_metadata.proto.v0 import schema_pb2
+import pytest
+import tensorflow_data_validation as tfdv
 from tfx import v1 as tfx
-from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+from tfx.types import standard_artifacts
 
-from components.schema_gen.component import CuratedSchemaGen
-from pipeline.graph import SCHEMA_FILE
+from components.schema_gen.component import CardSchemaGen
+from components.schema_gen.executor import Executor, make_schema
+from dataset.card import CARD_FILE
+from dataset.format import DataError
+from tests.support.cards import SYNTHETIC_CARD, make_card
 
 
-def test_edited_schema_is_imported_again_and_an_unchanged_one_is_not(tmp_path: Path):
-    schema_file = tmp_path / "schema.pbtxt"
-    metadata = tfx.orchestration.metadata.sqlite_metadata_connection_config(
-        str(tmp_path / "metadata.sqlite")
-    )
+def test_the_schema_follows_from_the_card():
+    schema = make_schema(SYNTHETIC_CARD)
+    assert [feature.name for feature in schema.feature] == ["image", "label", "superclass"]
+    assert schema.feature[0].image_domain.max_image_byte_size == 32 * 32 * 3
+    domains = [(feature.int_domain.min, feature.int_domain.max) for feature in schema.feature[1:]]
+    assert domains == [(0, 99), (0, 19)]
+    # All are dense: Transform and Trainer get tensors without missing values.
+    assert all(feature.HasField("shape") for feature in schema.feature)
 
-    def run() -> tuple[int, schema_pb2.Schema]:
-        """Runs a pipeline of this component; returns its state and the schema that it gave."""
-        LocalDagRunner().run(
-            tfx.dsl.Pipeline(
-                pipeline_name="schema",
-                pipeline_root=str(tmp_path / "root"),
-                components=[CuratedSchemaGen(str(schema_file))],
-                enable_cache=True,
-                metadata_connection_config=metadata,
-            )
-        )
-        store = metadata_store.MetadataStore(metadata)
-        execution = max(store.get_executions(), key=lambda execution: execution.id)
-        (event,) = store.get_events_by_execution_ids([execution.id])
-        (artifact,) = store.get_artifacts_by_id([event.artifact_id])
-        text = Path(artifact.uri, "schema.pbtxt").read_text()
-        return execution.last_known_state, text_format.Parse(text, schema_pb2.Schema())
 
-    def parsed(text: str) -> schema_pb2.Schema:
-        return text_format.Parse(text, schema_pb2.Schema())
+def test_data_without_superclasses_and_of_another_size():
+    schema = make_schema(make_card(["cat", "dog", "hen"], image_size=(48, 64)))
+    assert [feature.name for feature in schema.feature] == ["image", "label"]
+    assert schema.feature[0].image_domain.max_image_byte_size == 48 * 64 * 3
+    assert (schema.feature[1].int_domain.min, schema.feature[1].int_domain.max) == (0, 2)
 
-    original = Path(SCHEMA_FILE).read_text()
-    edited = original.replace("max: 99", "max: 9")
-    assert edited != original
-    schema_file.write_text(original)
-    assert run() == (Execution.COMPLETE, parsed(original))
-    schema_file.write_text(original + "# another comment\n")
-    assert run() == (Execution.CACHED, parsed(original))
-    schema_file.write_text(edited)
-    assert run() == (Execution.COMPLETE, parsed(edited))
+
+def run(tmp_path: Path, card: str) -> Path:
+    examples, schema = standard_artifacts.Examples(), standard_artifacts.Schema()
+    examples.uri, schema.uri = str(tmp_path / "examples"), str(tmp_path / "schema")
+    Path(examples.uri).mkdir()
+    Path(examples.uri, CARD_FILE).write_text(card)
+    Executor().Do({"examples": [examples]}, {"schema": [schema]}, {"code": ""})
+    return Path(schema.uri, "schema.pbtxt")
+
+
+def test_the_executor_writes_it_where_tfx_reads_it(tmp_path: Path):
+    written = run(tmp_path, SYNTHETIC_CARD.to_json())
+    assert tfdv.load_schema_text(str(written)) == make_schema(SYNTHETIC_CARD)
+
+
+def test_a_card_of_another_version_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"dataset\.json is not the data card .*classes: Field req"):
+        run(tmp_path, SYNTHETIC_CARD.to_json().replace('"classes"', '"labels"'))
+
+
+def test_the_component_takes_the_examples():
+    component = CardSchemaGen(tfx.dsl.Channel(type=standard_artifacts.Examples))
+    assert set(component.inputs) == {"examples"} and set(component.outputs) == {"schema"}
