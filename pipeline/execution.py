@@ -76,11 +76,7 @@ def translate(
         preset=preset,
         engine=config.engine,
         seed=config.seed,
-        gate=graph.Gate(
-            min_top_1_accuracy=preset.min_top_1_accuracy,
-            min_top_5_accuracy=preset.min_top_5_accuracy,
-            max_accuracy_drop=config.max_accuracy_drop,
-        ),
+        gate=config.resolve_gate(preset),
         serving_dir=serving_dir,
         checkpoint_dir=config.checkpoint_dir,
         tuning=graph.Tuning(config.tune, config.tune_fraction) if config.tune else None,

@@ -17,7 +17,8 @@ from components.evaluator.component import BaselineEvaluator
 from components.evaluator.executor import Executor, fit_to_card
 from dataset.card import DataCard
 from pipeline.execution import beam_arguments
-from pipeline.graph import TOP_1, TOP_5, Gate, evaluation_config
+from pipeline.gate import TOP_1, TOP_5, Gate
+from pipeline.graph import evaluation_config
 from pipeline.summary import accuracies, rejection_reasons
 from tests.support.cards import SYNTHETIC_CARD, make_card
 from tests.support.examples import example, examples_artifact
@@ -132,14 +133,14 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(scope="module")
 def first_run(workshop: Workshop) -> Evaluation:
     """The good model, with nothing to compare it to and thresholds just below its accuracies."""
-    gate = Gate(min_top_1_accuracy=0.74, min_top_5_accuracy=0.87, max_accuracy_drop=0.0)
+    gate = Gate({TOP_1: 0.74, TOP_5: 0.87}, max_accuracy_drop=0.0)
     return workshop.evaluate(workshop.good, workshop.none, gate)
 
 
 @pytest.fixture(scope="module")
 def worse_run(workshop: Workshop) -> Evaluation:
     """The poor model after the good one."""
-    gate = Gate(min_top_1_accuracy=0.1, min_top_5_accuracy=0.1, max_accuracy_drop=0.2)
+    gate = Gate({TOP_1: 0.1, TOP_5: 0.1}, max_accuracy_drop=0.2)
     return workshop.evaluate(workshop.poor, workshop.good, gate)
 
 
@@ -209,14 +210,14 @@ def test_both_models_are_measured(worse_run: Evaluation):
 
 
 def test_model_as_good_as_the_baseline_is_blessed(workshop: Workshop):
-    gate = Gate(min_top_1_accuracy=0.1, min_top_5_accuracy=0.1, max_accuracy_drop=0.0)
+    gate = Gate({TOP_1: 0.1, TOP_5: 0.1}, max_accuracy_drop=0.0)
     run = workshop.evaluate(workshop.good, workshop.good, gate)
     assert run.reasons == []
     assert run.blessed
 
 
 def test_model_below_the_value_thresholds_is_refused(workshop: Workshop):
-    gate = Gate(min_top_1_accuracy=0.76, min_top_5_accuracy=0.9, max_accuracy_drop=0.0)
+    gate = Gate({TOP_1: 0.76, TOP_5: 0.9}, max_accuracy_drop=0.0)
     run = workshop.evaluate(workshop.good, workshop.none, gate)
     assert not run.blessed
     assert sorted(run.reasons) == [
@@ -226,7 +227,7 @@ def test_model_below_the_value_thresholds_is_refused(workshop: Workshop):
 
 
 def test_the_configuration_fits_three_classes_without_superclasses():
-    config = evaluation_config(Gate(min_top_1_accuracy=0.5, min_top_5_accuracy=0.9))
+    config = evaluation_config(Gate({TOP_1: 0.5, TOP_5: 0.9}))
     fit_to_card(config, make_card(["a", "b", "c"]))
     metrics = {metric.class_name: metric for metric in config.metrics_specs[0].metrics}
     top_k = metrics["SparseTopKCategoricalAccuracy"]
@@ -237,7 +238,7 @@ def test_the_configuration_fits_three_classes_without_superclasses():
 
 
 def test_no_confusion_matrix_of_ten_thousand_classes():
-    config = evaluation_config(Gate(min_top_1_accuracy=0.5, min_top_5_accuracy=0.9))
+    config = evaluation_config(Gate({TOP_1: 0.5, TOP_5: 0.9}))
     fit_to_card(config, make_card([str(index) for index in range(10_000)]))
     names = [metric.class_name for metric in config.metrics_specs[0].metrics]
     assert "MultiClassConfusionMatrixPlot" not in names and "ExampleCount" in names
@@ -246,6 +247,6 @@ def test_no_confusion_matrix_of_ten_thousand_classes():
 def test_data_without_superclasses_are_evaluated(tmp_path: Path):
     card = make_card(SYNTHETIC_CARD.classes)
     workshop = Workshop(tmp_path, card)
-    run = workshop.evaluate(workshop.good, workshop.none, Gate(0.74, 0.87))
+    run = workshop.evaluate(workshop.good, workshop.none, Gate({TOP_1: 0.74, TOP_5: 0.87}))
     assert run.blessed
     assert accuracies(run.uri, "superclass") == {} and len(accuracies(run.uri, "label")) == 100
