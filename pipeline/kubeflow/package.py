@@ -1,4 +1,4 @@
-"""Compiled pipelines, as kubeflow/runner.py writes them: their name, tasks and parameters."""
+"""Compiled pipelines, as kubeflow/runner.py writes them: name, tasks, parameters and root."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Package:
             self.name: str = spec["pipelineInfo"]["name"]
             root = spec["root"]
             self.tasks: list[str] = list(root["dag"]["tasks"])
+            self.root: str | None = spec.get("defaultPipelineRoot")
         except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError) as error:
             raise PackageError(
                 f"{path} is no pipeline package ({type(error).__name__}: {error}): "
