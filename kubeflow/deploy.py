@@ -94,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
 def _execute(args: argparse.Namespace) -> None:
     package = Package(args.package) if "package" in args else None
     arguments = package.arguments(args.param) if package and "param" in args else {}
+    if args.command == "schedule" and package and package.fixed_data:
+        raise DeployError(
+            f"{package.path} has its data's fingerprint from the run's parameters, which are the "
+            "same in each run of a schedule: all but the first would take everything from the "
+            "cache. Compile it with kubeflow/runner.py --fingerprint_in_run, or --no_cache.",
+            USAGE,
+        )
     if not args.endpoint or not args.endpoint.startswith(("http://", "https://")):
         raise DeployError(
             f"--endpoint is {args.endpoint}: give the API's http:// or https:// address.", USAGE

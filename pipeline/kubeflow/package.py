@@ -41,6 +41,10 @@ class Package:
                 "compile one with kubeflow/runner.py.",
             ) from error
         self.parameters: dict[str, Any] = root.get("inputDefinitions", {}).get("parameters", {})
+        # Whether each run finds the same data in the cache, until it is given another fingerprint.
+        example_gen = root["dag"]["tasks"].get("ExampleGen", {})
+        cached = example_gen.get("cachingOptions", {}).get("enableCache", False)
+        self.fixed_data: bool = cached and "data_fingerprint" in self.parameters
         # The same package is the same version, and uploaded once.
         self.version = hashlib.sha256(content).hexdigest()[:12]
 
