@@ -55,7 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--name", metavar="TEXT", help="the run's; default: pipeline and time")
     job.add_argument("--experiment", default="vit", metavar="NAME", help="(default: vit)")
     job.add_argument("--service_account", default="vit-pipeline", help="(default: vit-pipeline)")
-    job.add_argument("--pipeline_root", metavar="URI", help="default: the package's")
+    job.add_argument(
+        "--pipeline_root",
+        metavar="URI",
+        help="default: the package's --root; \"\" for the installation's",
+    )
     waiting = argparse.ArgumentParser(add_help=False)
     waiting.add_argument(
         "--timeout", type=float, default=86400.0, metavar="S", help="(default: a day)"
@@ -67,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", parents=[package, api, job, waiting], help="upload, run, wait")
     run.add_argument("--no_wait", action="store_true", help="come back at once")
+    run.add_argument(
+        "--ui_endpoint",
+        default=os.environ.get("KF_PIPELINES_UI_ENDPOINT"),
+        metavar="URL",
+        help="the user interface, for a link; default: $KF_PIPELINES_UI_ENDPOINT, or no link",
+    )
     commands.add_parser("upload", parents=[package, api], help="upload, if it is not there")
     schedule = commands.add_parser(
         "schedule", parents=[package, api, job], help="upload, and run again and again"
@@ -84,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
 def _execute(args: argparse.Namespace) -> None:
     package = Package(args.package) if "package" in args else None
     arguments = package.arguments(args.param) if package and "param" in args else {}
+    if args.command == "schedule" and package and package.fixed_data:
+        raise DeployError(
+            f"{package.path} has its data's fingerprint from the run's parameters, which are the "
+            "same in each run of a schedule: all but the first would take everything from the "
+            "cache. Compile it with kubeflow/runner.py --fingerprint_in_run, or --no_cache.",
+            USAGE,
+        )
     if not args.endpoint or not args.endpoint.startswith(("http://", "https://")):
         raise DeployError(
             f"--endpoint is {args.endpoint}: give the API's http:// or https:// address.", USAGE
@@ -97,6 +114,7 @@ def _execute(args: argparse.Namespace) -> None:
     if package is None:
         _wait(api, args.run_id, [], args)
         return
+    api.check()
     name = args.pipeline or package.name
     pipeline_id, version_id = api.upload(package.path, name, args.version or package.version)
     if args.command == "upload":
@@ -107,7 +125,8 @@ def _execute(args: argparse.Namespace) -> None:
         "params": arguments,
         "pipeline_id": pipeline_id,
         "version_id": version_id,
-        "pipeline_root": args.pipeline_root,
+        # No backend reads the package's.
+        "pipeline_root": package.root if args.pipeline_root is None else args.pipeline_root,
         "service_account": args.service_account,
     }
     if args.command == "schedule":
@@ -122,14 +141,16 @@ def _execute(args: argparse.Namespace) -> None:
         print(f"recurring run {made.display_name}: {made.recurring_run_id}")
         return
     run = api.call(api.client.run_pipeline, **common)
-    print(f"run {run.run_id}: {api.endpoint}/#/runs/details/{run.run_id}", flush=True)
+    # The interface is another service than the API, on a port of its own.
+    link = args.ui_endpoint and f": {args.ui_endpoint.rstrip('/')}/#/runs/details/{run.run_id}"
+    print(f"run {run.run_id}{link or ''}", flush=True)
     if not args.no_wait:
         _wait(api, run.run_id, package.tasks, args)
 
 
 def _wait(api: Api, run_id: str, tasks: Sequence[str], args: argparse.Namespace) -> None:
     run = wait(api, run_id, tasks, args.timeout, args.interval)
-    if run.state != "SUCCEEDED":
+    if run["state"] != "SUCCEEDED":
         namespace = args.pod_namespace or args.namespace or "kubeflow"
         raise DeployError(failure(run, run_id, namespace, tasks), FAILED)
     print(f"run {run_id}: succeeded")

@@ -100,11 +100,13 @@ def localize(executor_input: Json, inputs_spec: Json, mirror: Mirror) -> Json:
     }
     for name, artifact in _artifacts(outputs):
         uri, path = artifact["uri"], mirror.path(artifact["uri"])
-        if path != uri and not os.path.isdir(os.path.dirname(path)):
+        # Kubeflow's launcher makes the folders below it, too; Vertex AI mounts the bucket alone.
+        bucket = mirror.path("/".join(uri.split("/")[:3]))
+        if path != uri and not os.path.isdir(bucket):
             raise EntrypointError(
-                f"output {name!r} is to be written to {uri}, and there is no "
-                f"{os.path.dirname(path)}: the launcher of Kubeflow Pipelines makes it. Does the "
-                "pipeline root name a bucket that exists?"
+                f"output {name!r} is to be written to {uri}, and there is no {bucket}: the "
+                "launcher of Kubeflow Pipelines makes it. Does the pipeline root name a bucket "
+                "that exists?"
             )
         artifact["uri"] = path
         if path.startswith("/"):  # as TFX's other orchestrators do

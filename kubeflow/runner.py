@@ -18,6 +18,7 @@ from dataset.locate import Dataset, locate
 from pipeline import console
 from pipeline.config import ConfigError
 from pipeline.kubeflow import config as kubeflow_config
+from pipeline.kubeflow import fingerprint_task
 from pipeline.kubeflow import parameters as kubeflow_parameters
 from pipeline.kubeflow import spec as kubeflow_spec
 from pipeline.kubeflow.config import KubeflowConfig
@@ -83,6 +84,8 @@ def compile_pipeline(config: KubeflowConfig, dataset: Dataset | None = None) -> 
     fingerprint = config.data_fingerprint or (dataset.fingerprint if dataset else None)
     serving_dir = config.model_dir(config.dataset_name, subset=bool(dataset and dataset.subset))
     parameters = kubeflow_parameters.pipeline_parameters(config, preset, serving_dir, fingerprint)
+    if config.fingerprint_in_run:
+        parameters = [each for each in parameters if each.name != fingerprint_task.PARAMETER]
 
     class Runner(tfx_runner.KubeflowV2DagRunner):
         """TFX's compiler; TFX's command line replaces its `run`, which this one calls."""
@@ -92,6 +95,8 @@ def compile_pipeline(config: KubeflowConfig, dataset: Dataset | None = None) -> 
             spec = job["pipelineSpec"]
             kubeflow_parameters.add_parameters(spec, parameters)
             kubeflow_spec.adapt(spec, config)
+            if config.fingerprint_in_run:
+                fingerprint_task.add(spec, config)
             if self._output_filename.endswith(".json"):
                 text = json.dumps(job, indent=1, sort_keys=True) + "\n"
             else:

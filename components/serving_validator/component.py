@@ -59,18 +59,24 @@ class ServingValidator(base_component.BaseComponent):
           examples: ExampleGen's output.
           split: Which of them to query the model with.
           batching_file: TF Serving's batching parameters, with which the model is to be served:
-            it is warmed up for the `allowed_batch_sizes`. Its contents are part of the cache key.
+            it is warmed up for the `allowed_batch_sizes`. Its settings are part of the cache key.
 
         Raises:
           serving.server.config.ConfigError: The file cannot be used.
         """
         read_batching(Path(batching_file))
+        # Comments are for people, and not ASCII as pipelines' parameters better are.
+        settings = "".join(
+            line
+            for line in Path(batching_file).read_text().splitlines(keepends=True)
+            if not line.lstrip().startswith("#")
+        )
         super().__init__(
             spec=ServingValidatorSpec(
                 model=model,
                 examples=examples,
                 split=split,
-                batching_parameters=Path(batching_file).read_text(),
+                batching_parameters=settings,
                 code=fingerprint(__package__, "serving"),
                 blessing=types.Channel(type=standard_artifacts.InfraBlessing),
             )

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
+import json
 import logging
 import os
+import re
 import time
 import types
 import warnings
@@ -25,7 +27,10 @@ _REQUEST_TIMEOUT = (5, 60)
 # Seconds without an answer after which waiting for a run is given up.
 _PATIENCE = 120
 _LOG_LINES = 40
-_FINAL = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
+_FINAL = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CACHED"}
+# The drivers parse strictly. Those of 2.0 know neither imagePullPolicy nor tolerations (2.1), those
+# of 2.2 no emptyDirMounts (kubernetes_platform/proto/kubernetes_executor_config.proto).
+OLDEST = (2, 3)
 # What the backend makes of each task, besides the task: "Trainer-driver", "executor".
 _BACKEND = ("root", "driver", "executor")
 _T = TypeVar("_T")
@@ -80,6 +85,53 @@ class Api:
             host=endpoint, namespace=namespace, existing_token=token, ssl_ca_cert=ca_cert
         )
 
+    def get(self, path: str, **query: str) -> dict[str, Any]:
+        """Asks for an object, as JSON: the clients of both lines lack fields of newer servers.
+
+        Args:
+          path: Below the API's root, such as `runs/ID`.
+          **query: The query's parameters.
+
+        Raises:
+          DeployError: There is no answer, or a refusal.
+        """
+        return self.call(
+            self.client._run_api.api_client.call_api,
+            f"/apis/v2beta1/{path}",
+            "GET",
+            query_params=list(query.items()),
+            header_params={"Accept": "application/json"},
+            response_type="object",
+            auth_settings=["Bearer"],
+            _return_http_data_only=True,
+        )
+
+    def check(self) -> None:
+        """Makes sure that the installation can run what kubeflow/runner.py compiles.
+
+        Raises:
+          DeployError: It is too old, or has several users and no namespace was given.
+        """
+        health = self.get("healthz")
+        version = str(health.get("tag_name") or "unknown")
+        oldest = ".".join(map(str, OLDEST))
+        number = re.match(r"v?(\d+)\.(\d+)", version)
+        if number is None:
+            print(
+                f"{self.endpoint} says its version is {version!r}: {oldest} or newer is needed",
+                flush=True,
+            )
+        elif (int(number[1]), int(number[2])) < OLDEST:
+            raise DeployError(
+                f"{self.endpoint} is Kubeflow Pipelines {version}, which refuses parts of the "
+                f"package in each task (emptyDirMounts): {oldest} or newer is needed."
+            )
+        if health.get("multi_user") and not self.namespace:
+            raise DeployError(
+                f"{self.endpoint} has several users: give your --namespace (the profile's name).",
+                USAGE,
+            )
+
     def call(self, function: Callable[..., _T], *args: Any, **options: Any) -> _T:
         """Calls one of the client's methods, without what it prints.
 
@@ -122,10 +174,18 @@ class Api:
         Returns:
           The pipeline's id and the version's.
         """
-        pipeline_id = self.call(self.client.get_pipeline_id, name)
-        if pipeline_id is None:
+        # Not the client's get_pipeline_id, which looks at pipelines without a namespace alone.
+        predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+        found = self.call(
+            self.client.list_pipelines,
+            filter=json.dumps({"predicates": [predicate]}),
+            namespace=self.namespace,
+        ).pipelines
+        if found:
+            pipeline_id = found[0].pipeline_id
+        else:
             pipeline = self.call(
-                self.client.upload_pipeline, str(path), name, namespace=self.namespace or None
+                self.client.upload_pipeline, str(path), name, namespace=self.namespace
             )
             pipeline_id = pipeline.pipeline_id
             print(f"pipeline {name}: new, {pipeline_id}", flush=True)
@@ -157,7 +217,9 @@ class Api:
         return made.experiment_id
 
 
-def wait(api: Api, run_id: str, tasks: Sequence[str], timeout: float, interval: float) -> Any:
+def wait(
+    api: Api, run_id: str, tasks: Sequence[str], timeout: float, interval: float
+) -> dict[str, Any]:
     """Waits for the end of a run, and prints each task's progress.
 
     Args:
@@ -168,7 +230,7 @@ def wait(api: Api, run_id: str, tasks: Sequence[str], timeout: float, interval: 
       interval: Seconds between questions.
 
     Returns:
-      The run.
+      The run, with its tasks.
 
     Raises:
       DeployError: The time is over, or the API refuses or stays silent.
@@ -177,16 +239,16 @@ def wait(api: Api, run_id: str, tasks: Sequence[str], timeout: float, interval: 
     states: dict[str, str] = {}
     while True:
         try:
-            run = api.call(api.client.get_run, run_id)
+            # Servers without ML Metadata leave the tasks out otherwise; others ignore it.
+            run = api.get(f"runs/{run_id}", view="FULL")
             heard = time.monotonic()
         except NoAnswer as error:
             if time.monotonic() - heard > _PATIENCE:
                 raise DeployError(f"{error}\nThe run {run_id} goes on.") from error
-            run = None
-        if run is not None:
-            _report(run, tasks, states)
-            if run.state in _FINAL:
-                return run
+            run = {}
+        _report(run, tasks, states)
+        if run.get("state") in _FINAL:
+            return run
         if time.monotonic() - started > timeout:
             raise DeployError(
                 f"{run_id} is not done after {timeout:.0f} s; it goes on. "
@@ -196,27 +258,46 @@ def wait(api: Api, run_id: str, tasks: Sequence[str], timeout: float, interval: 
         time.sleep(interval)
 
 
-def _report(run: Any, tasks: Sequence[str], states: dict[str, str]) -> None:
-    details = (run.run_details.task_details if run.run_details else None) or []
-    for task in sorted(details, key=lambda detail: str(detail.start_time or "")):
-        name = task.display_name
-        if not _is_task(name, tasks):
+def _tasks(run: dict[str, Any], names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """A run's tasks with their names, in the order of their starts; none of the backend's own."""
+    # Up to 2.17 the first, then the second.
+    details = run.get("run_details", {}).get("task_details") or run.get("tasks") or []
+    named = [(task.get("display_name") or task.get("name", ""), task) for task in details]
+    return sorted(
+        ((name, task) for name, task in named if _is_task(name, names)),
+        key=lambda pair: str(pair[1].get("start_time") or pair[1].get("create_time") or ""),
+    )
+
+
+def _message(task: dict[str, Any]) -> str:
+    found = task.get("status_metadata") or task.get("error") or {}
+    return " ".join(str(found.get("message") or "").split())
+
+
+def _report(run: dict[str, Any], tasks: Sequence[str], states: dict[str, str]) -> None:
+    for name, task in _tasks(run, tasks):
+        state = task.get("state") or "RUNTIME_STATE_UNSPECIFIED"
+        if state == "RUNTIME_STATE_UNSPECIFIED" or states.get(name) == state:
             continue
-        if not task.state or states.get(name) == task.state:
-            continue
-        states[name] = task.state
+        states[name] = state
         took = ""
-        if task.state in _FINAL and task.start_time and task.end_time:
-            took = f"  {(task.end_time - task.start_time).total_seconds():.0f} s"
+        start, end = task.get("start_time") or task.get("create_time"), task.get("end_time")
+        if state in _FINAL and start and end:
+            took = f"  {(_time(end) - _time(start)).total_seconds():.0f} s"
+        message = f"  {_message(task)}".rstrip()
         clock = datetime.datetime.now().strftime("%H:%M:%S")
-        print(f"{clock}  {name:<20}  {task.state.lower()}{took}", flush=True)
+        print(f"{clock}  {name:<20}  {state.lower()}{took}{message}", flush=True)
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text[:19])  # UTC, without the fraction of a second
 
 
 def _is_task(name: str, tasks: Sequence[str]) -> bool:
     return name in tasks if tasks else name.split("-")[-1] not in _BACKEND
 
 
-def failure(run: Any, run_id: str, namespace: str, tasks: Sequence[str]) -> str:
+def failure(run: dict[str, Any], run_id: str, namespace: str, tasks: Sequence[str]) -> str:
     """Says why a run failed: what the API knows, and the end of the failed tasks' logs.
 
     Args:
@@ -225,9 +306,14 @@ def failure(run: Any, run_id: str, namespace: str, tasks: Sequence[str]) -> str:
       namespace: Where its pods are.
       tasks: The pipeline's tasks, to name the pods by.
     """
-    lines = [f"run {run_id}: {run.state.lower()}"]
-    if run.error and run.error.message:
-        lines.append(run.error.message)
+    lines = [f"run {run_id}: {run['state'].lower()}"]
+    lines += [(run.get("error") or {}).get("message") or ""]
+    lines += [
+        f"{name}: {_message(task)}" if _message(task) else ""
+        for name, task in _tasks(run, tasks)
+        if task.get("state") == "FAILED"
+    ]
+    lines = [line for line in lines if line]
     try:
         import kubernetes
 
@@ -247,7 +333,9 @@ def failure(run: Any, run_id: str, namespace: str, tasks: Sequence[str]) -> str:
             node = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", "")
             names = [part for part in node.split(".")[1:] if _is_task(part, tasks)]
             task = names[0] if names else "a task"
-            lines.append(f"-- {task} failed; the end of {pod.metadata.name}'s log:")
+            lines.append(
+                f"-- {task} failed{_killed(pod.status)}; the end of {pod.metadata.name}'s log:"
+            )
             log = core.read_namespaced_pod_log(
                 pod.metadata.name,
                 namespace,
@@ -262,3 +350,13 @@ def failure(run: Any, run_id: str, namespace: str, tasks: Sequence[str]) -> str:
             f" kubectl logs -n {namespace} -l pipeline/runid={run_id} -c main --tail={_LOG_LINES})"
         )
     return "\n".join(lines)
+
+
+def _killed(status: Any) -> str:
+    """Why a container ended that did not end by itself: its log does not say it."""
+    if status.reason:  # of the pod, such as Evicted
+        return f" ({status.reason}: {status.message})"
+    ends = [container.state.terminated for container in status.container_statuses or []]
+    # A signal's number and 128; Kubernetes's reason, such as OOMKilled, is "Error" otherwise.
+    killed = [end for end in ends if end and end.exit_code and end.exit_code > 128]
+    return f" ({killed[0].reason}, exit code {killed[0].exit_code})" if killed else ""

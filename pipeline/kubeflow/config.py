@@ -17,6 +17,8 @@ from pipeline.config import PipelineConfig, knob
 _WITHOUT = ("work_dir", "verbosity")
 _PIPELINE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+# Kubeflow Pipelines' driver names the pod's volume after the claim; a volume's name is a DNS label.
+_CLAIM_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9./_-]+")
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -67,7 +69,8 @@ class KubeflowConfig(PipelineConfig):
     data: str = knob(
         "/data/cifar-100",
         "data",
-        "folder in CIFAR-100's binary layout: a path on the volume, or gs://",
+        "folder in CIFAR-100's binary layout: a path on the volume, or gs://; with --vertex, gs:// "
+        "or /gcs/",
         metavar="DIR",
     )
     dataset_name: str = knob(
@@ -86,16 +89,23 @@ class KubeflowConfig(PipelineConfig):
         "a copy of the data on this machine (folder or archive), to take the fingerprint of",
         metavar="PATH",
     )
+    fingerprint_in_run: bool = knob(
+        False,
+        "data",
+        "take the fingerprint in each run, in a task of its own, so that the runs of a schedule "
+        "see new data; --data has to be a path",
+    )
     serving_dir: str = knob(
         "/data/serving_models",
         "places",
-        "folder to push models into, as <model name>/<version>: a path on the volume, or gs://",
+        "folder to push models into, as <model name>/<version>: as --data",
         metavar="DIR",
     )
-    checkpoints: str = knob(
-        "/data/checkpoints",
+    checkpoints: str | None = knob(
+        None,
         "places",
-        "folder from which interrupted trainings continue: a path on the volume",
+        "folder from which interrupted trainings continue: a path on the volume; with --vertex, "
+        "/gcs/ or /tmp/; default: /data/checkpoints, /tmp/checkpoints with --vertex",
         metavar="DIR",
     )
     root: str = knob(
@@ -185,9 +195,15 @@ class KubeflowConfig(PipelineConfig):
             bool(_PIPELINE_NAME.fullmatch(self.pipeline_name)),
             "Kubeflow wants lower-case letters, digits and -",
         )
-        self._check_location("data", "gs://")
-        self._check_location("serving_dir", "gs://")
-        self._check_location("checkpoints")
+        self._check_location("data", self.data, "gs://")
+        self._check_location("serving_dir", self.serving_dir, "gs://")
+        self._check_location("checkpoints", self.checkpoint_dir)
+        self._check(
+            "fingerprint_in_run",
+            not self.fingerprint_in_run
+            or (self.data.startswith("/") and not (self.data_fingerprint or self.fingerprint_of)),
+            "the task reads --data from a path; and no other flag may give the fingerprint",
+        )
         schemes = ("gs://",) if self.vertex else ("minio://", "s3://", "gs://")
         needed = self.vertex or bool(self.root)
         bucket = self.root.partition("://")[2]
@@ -201,26 +217,41 @@ class KubeflowConfig(PipelineConfig):
             self._check(name, value is None or bool(re.fullmatch(r"\S+", value)), "name an image")
         self._check("gpus", self.gpus >= 0, "it must be 0 or more")
         self._check(
+            "gpu_resource",
+            not (self.vertex and self.gpus) or bool(re.fullmatch(r"[A-Z0-9_]+", self.gpu_resource)),
+            "name one of Vertex AI's accelerator types, such as NVIDIA_L4",
+        )
+        self._check(
             "shared_memory",
             bool(_QUANTITY.fullmatch(self.shared_memory)),
             "write a Kubernetes quantity such as 2Gi",
         )
         self._check(
-            "volume", not self.volume or bool(_OBJECT_NAME.fullmatch(self.volume)), "name a claim"
+            "volume",
+            not self.volume or bool(_CLAIM_NAME.fullmatch(self.volume)),
+            "name a claim of at most 63 lower-case letters, digits and -, which names the pods' "
+            "volume, too",
         )
         self._check("volume_path", self.volume_path.startswith("/"), "write an absolute path")
         # Parsed for what is wrong with them.
         _ = self.pull_secrets, self.component_resources, self.selectors, self.taints, self.secret
 
-    def _check_location(self, name: str, *schemes: str) -> None:
-        value = getattr(self, name)
+    def _check_location(self, name: str, value: str, *schemes: str) -> None:
+        if self.vertex:
+            # It mounts the buckets there (cloud.google.com/vertex-ai/docs/training, Cloud Storage
+            # as a mounted file system).
+            places = (*schemes, "/gcs/") if schemes else ("/gcs/", "/tmp/")
+            reached, hint = " and ".join(places), "Vertex AI has no volumes"
+        else:
+            places = ("/", *schemes)
+            reached = " and ".join(
+                ["absolute paths on the volume", *(f"{s} URIs" for s in schemes)]
+            )
+            hint = "Of minio:// and s3://, Kubeflow Pipelines brings artifacts and nothing else"
         self._check(
             name,
-            value.startswith(("/", *schemes)) and not re.search(r"[\"'\\{}\s]", value),
-            "containers reach "
-            + " and ".join(["absolute paths on the volume", *(f"{s} URIs" for s in schemes)])
-            + ", without quotes, braces, backslashes and spaces. Of minio:// and s3://, Kubeflow "
-            "Pipelines brings artifacts and nothing else",
+            value.startswith(places) and not re.search(r"[\"'\\{}\s]", value),
+            f"containers reach {reached}, without quotes, braces, backslashes and spaces. {hint}",
         )
 
     def _items(self, name: str) -> Iterator[str]:
@@ -245,7 +276,7 @@ class KubeflowConfig(PipelineConfig):
     @property
     def checkpoint_dir(self) -> str:
         """Folder of the checkpoints of interrupted trainings."""
-        return self.checkpoints
+        return self.checkpoints or ("/tmp/checkpoints" if self.vertex else "/data/checkpoints")
 
     @property
     def pull_secrets(self) -> list[str]:
@@ -317,5 +348,6 @@ def parse_args(arguments: Sequence[str]) -> KubeflowConfig:
         epilog="examples:\n"
         "  --image registry/vit-pipeline:1.0 --fingerprint_of cifar-100-binary.tar.gz\n"
         "  --preset tiny --gpus 1 --resources Trainer=8:32 --node_selector Trainer:gpu=l4\n"
-        "  --vertex --root gs://bucket/vit --gpu_resource NVIDIA_TESLA_T4 --gpus 1\n",
+        "  --vertex --root gs://bucket/vit --data gs://bucket/cifar-100 "
+        "--serving_dir gs://bucket/models --gpu_resource NVIDIA_L4 --gpus 1\n",
     )

@@ -1,4 +1,4 @@
-"""Compiled pipelines, as kubeflow/runner.py writes them: their name, tasks and parameters."""
+"""Compiled pipelines, as kubeflow/runner.py writes them: name, tasks, parameters and root."""
 
 from __future__ import annotations
 
@@ -34,12 +34,17 @@ class Package:
             self.name: str = spec["pipelineInfo"]["name"]
             root = spec["root"]
             self.tasks: list[str] = list(root["dag"]["tasks"])
+            self.root: str | None = spec.get("defaultPipelineRoot")
         except (OSError, yaml.YAMLError, StopIteration, KeyError, TypeError) as error:
             raise PackageError(
                 f"{path} is no pipeline package ({type(error).__name__}: {error}): "
                 "compile one with kubeflow/runner.py.",
             ) from error
         self.parameters: dict[str, Any] = root.get("inputDefinitions", {}).get("parameters", {})
+        # Whether each run finds the same data in the cache, until it is given another fingerprint.
+        example_gen = root["dag"]["tasks"].get("ExampleGen", {})
+        cached = example_gen.get("cachingOptions", {}).get("enableCache", False)
+        self.fixed_data: bool = cached and "data_fingerprint" in self.parameters
         # The same package is the same version, and uploaded once.
         self.version = hashlib.sha256(content).hexdigest()[:12]
 

@@ -34,7 +34,7 @@ _RESOURCES = {
 # These read or write what is no artifact and so in no cache key: the folder of pushed models.
 _UNCACHED = ("BaseModel", "Baseline", "Pusher")
 # And these anything else that is no artifact. A volume may be mountable on one node at a time.
-_ON_VOLUME = ("ExampleGen", *TRAINING, *_UNCACHED)
+_ON_VOLUME = ("DataFingerprint", "ExampleGen", *TRAINING, *_UNCACHED)
 
 
 def adapt(spec: Spec, config: KubeflowConfig) -> None:

@@ -1,7 +1,8 @@
 """A stand-in for a cluster: real HTTP on loopback, with the part of two APIs that deploy.py uses.
 
 Kubeflow Pipelines' v2beta1 API (as its clients of both lines call it), and Kubernetes's pods and
-logs. It keeps what it is told, and notes every request.
+logs. It keeps what it is told, and notes every request. Namespaces count in multi-user mode alone,
+as in ReplaceNamespace of the API server's resource_manager.go.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ class Cluster:
     Attributes:
       requests: (method, path, query, body) of each request.
       states: (run's state, state of each task) at each question after it; the last one stays.
+      messages: What there is to say about tasks, by name.
       token: Demanded of every request, if any.
       status: Answered instead of anything else, if set.
       silent: How many of the next requests find their connection closed.
       pods: Kubernetes's, by name: (labels, annotations, phase, log).
+      ended: Of pods, by name, where it is not by itself: their status's fields.
+      version: What the installation says its version is.
+      multi_user: Whether it has several users.
+      without_mlmd: Whether it is as after 2.17 (pull request 13986): no details of tasks, and tasks
+        only where they are asked for.
     """
 
     def __init__(self) -> None:
@@ -41,6 +48,11 @@ class Cluster:
         self.status: int | None = None
         self.silent = 0
         self.pods: dict[str, tuple[dict[str, str], dict[str, str], str, str]] = {}
+        self.ended: dict[str, dict[str, Any]] = {}
+        self.version = "2.17.0"
+        self.multi_user = False
+        self.without_mlmd = False
+        self.messages: dict[str, str] = {}
         cluster = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -106,10 +118,22 @@ class Cluster:
     def _route(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         parts = path.removeprefix(BASE).strip("/").split("/")
         match method, parts:
+            case "GET", ["healthz"]:
+                return 200, {
+                    "commit_sha": "0",
+                    "tag_name": self.version,
+                    "multi_user": self.multi_user,
+                }
             case "GET", ["pipelines"]:
-                return 200, _page("pipelines", _matching(query, self.pipelines.values()), query)
+                return 200, _page("pipelines", self._matching(query, self.pipelines), query)
             case "POST", ["pipelines", "upload"]:
-                made = {"pipeline_id": f"p{len(self.pipelines)}", "display_name": query["name"]}
+                made = {
+                    "pipeline_id": f"p{len(self.pipelines)}",
+                    "display_name": query["name"],
+                    "namespace": self._namespace(query),
+                }
+                if any(_same(made, known) for known in self.pipelines.values()):
+                    return 409, {"error": "The name and namespace already exist."}
                 self.pipelines[made["pipeline_id"]] = made
                 # The backend makes a version of what is uploaded, under the pipeline's name.
                 self._add_version(made["pipeline_id"], query["name"], body)
@@ -118,11 +142,21 @@ class Cluster:
                 return 200, self._add_version(query["pipelineid"], query["name"], body)
             case "GET", ["pipelines", pipeline, "versions"]:
                 return 200, _page("pipeline_versions", self.versions[pipeline], query)
+            case "GET" | "POST", ["experiments"] if self.multi_user and not (body or query).get(
+                "namespace"
+            ):
+                return 400, {"error": "Invalid input error: the namespace is empty"}
             case "GET", ["experiments"]:
-                found = _matching(query, self.experiments.values())
+                found = self._matching(query, self.experiments)
                 return 200, _page("experiments", found, query)
             case "POST", ["experiments"]:
-                made = {**body, "experiment_id": f"e{len(self.experiments)}"}
+                made = {
+                    **body,
+                    "experiment_id": f"e{len(self.experiments)}",
+                    "namespace": self._namespace(body),
+                }
+                if any(_same(made, known) for known in self.experiments.values()):
+                    return 409, {"error": "Experiment already exists."}
                 self.experiments[made["experiment_id"]] = made
                 return 200, made
             case "POST", ["runs"]:
@@ -130,7 +164,7 @@ class Cluster:
                 self.runs[made["run_id"]] = made
                 return 200, made
             case "GET", ["runs", run] if run in self.runs:
-                return 200, self._progress(run)
+                return 200, self._progress(run, query)
             case "POST", ["recurringruns"]:
                 made = {**body, "recurring_run_id": f"j{len(self.recurring)}"}
                 self.recurring.append(made)
@@ -140,7 +174,7 @@ class Cluster:
                 items = [
                     {
                         "metadata": {"name": name, "labels": labels, "annotations": annotations},
-                        "status": {"phase": phase},
+                        "status": {"phase": phase, **self.ended.get(name, {})},
                         "spec": {"containers": []},
                     }
                     for name, (labels, annotations, phase, _) in self.pods.items()
@@ -163,29 +197,43 @@ class Cluster:
         versions.append(made)
         return made
 
-    def _progress(self, run: str) -> dict[str, Any]:
-        state, tasks = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        details = [
-            {
-                "run_id": run,
-                "task_id": name,
-                "display_name": name,
-                "state": task_state,
-                "start_time": "2026-01-31T12:00:00Z",
-                "end_time": "2026-01-31T12:01:05Z",
-            }
-            for name, task_state in tasks.items()
-        ]
+    def _progress(self, run: str, query: dict[str, str]) -> dict[str, Any]:
+        state, states = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         error = {"error": {"code": 9, "message": "it broke"}} if state == "FAILED" else {}
-        progress = {"state": state, "run_details": {"task_details": details}}
-        return {**self.runs[run], **error, **progress}
+        progress = {**self.runs[run], "state": state, **error}
+        times = {"start_time": "2026-01-31T12:00:00Z", "end_time": "2026-01-31T12:01:05.123456789Z"}
+        tasks = [
+            {"run_id": run, "task_id": name, "display_name": name, "state": task_state, **times}
+            for name, task_state in states.items()
+        ]
+        if not self.without_mlmd:
+            return {**progress, "run_details": {"task_details": tasks}}
+        for task in tasks:
+            task["name"], task["create_time"] = task.pop("display_name"), task.pop("start_time")
+            task["status_metadata"] = {"message": self.messages.get(str(task["name"]), "")}
+        full = {"tasks": tasks} if query.get("view") == "FULL" else {}
+        return {**progress, "task_count": len(tasks), **full}
+
+    def _namespace(self, given: dict[str, Any]) -> str:
+        return given.get("namespace") or "" if self.multi_user else ""
+
+    def _matching(
+        self, query: dict[str, str], items: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """What a listing leaves: those of the namespace, with the filter's name."""
+        predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
+        wanted = [each.get("stringValue", each.get("string_value")) for each in predicates]
+        return [
+            item
+            for item in items.values()
+            if item["namespace"] == self._namespace(query)
+            and all(item["display_name"] == value for value in wanted)
+        ]
 
 
-def _matching(query: dict[str, str], items: Any) -> list[dict[str, Any]]:
-    """What the filter of a listing leaves: equality of the name."""
-    predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
-    wanted = [each.get("stringValue", each.get("string_value")) for each in predicates]
-    return [item for item in items if all(item["display_name"] == value for value in wanted)]
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two would have one name in one namespace."""
+    return all(one[key] == other[key] for key in ("display_name", "namespace"))
 
 
 def _page(name: str, items: list[Any], query: dict[str, str]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from pipeline.config import ConfigError
 from pipeline.kubeflow.config import KubeflowConfig, Resources, Selector, parse_args
 from tests.kubeflow.conftest import REPOSITORY
 
+VERTEX = "--vertex --root gs://b/vit --data gs://b/cifar-100 --serving_dir /gcs/b/models"
+
 
 def test_defaults_are_a_path_on_the_volume_each():
     config = KubeflowConfig()
@@ -15,6 +17,14 @@ def test_defaults_are_a_path_on_the_volume_each():
     assert config.checkpoint_dir == "/data/checkpoints"
     assert config.pipeline_root == ""
     assert config.taints == [] and config.secret is None
+
+
+def test_vertex_has_buckets_in_place_of_a_volume():
+    config = parse_args([*VERTEX.split(), "--gpus", "1", "--gpu_resource", "NVIDIA_L4"])
+    assert config.model_dir("cifar-100") == "/gcs/b/models/cifar100_vit"
+    assert config.checkpoint_dir == "/tmp/checkpoints"
+    given = parse_args([*VERTEX.split(), "--checkpoints", "/gcs/b/checkpoints"])
+    assert given.checkpoint_dir == "/gcs/b/checkpoints"
 
 
 def test_lists():
@@ -49,7 +59,8 @@ def test_lists():
     [
         (
             "--data s3://bucket/data",
-            "--data is 's3://bucket/data': containers reach absolute paths",
+            "--data is 's3://bucket/data': containers reach absolute paths on the volume and gs:// "
+            "URIs, without quotes, braces, backslashes and spaces. Of minio:// and s3://",
         ),
         ("--data cifar-100", "--data is 'cifar-100': containers reach absolute paths"),
         ("--serving_dir minio://b/m", "--serving_dir is 'minio://b/m'"),
@@ -57,8 +68,8 @@ def test_lists():
         ("--checkpoints gs://bucket/c", "--checkpoints is 'gs://bucket/c'"),
         ("--root /data", "--root is '/data': it must be a URI with a bucket: minio:// or s3://"),
         ("--root minio://", "--root is 'minio://': it must be a URI with a bucket"),
-        ("--vertex", "--root is '': it must be a URI with a bucket: gs://"),
-        ("--vertex --root s3://b/r", "--root is 's3://b/r'"),
+        (f"{VERTEX} --root=", "--root is '': it must be a URI with a bucket: gs://"),
+        (f"{VERTEX} --root s3://b/r", "--root is 's3://b/r'"),
         ("--pipeline_name Vit", "--pipeline_name is 'Vit': Kubeflow wants lower-case letters"),
         ("--gpus -1", "--gpus is -1"),
         ("--shared_memory 2GiB", "--shared_memory is '2GiB': write a Kubernetes quantity"),
@@ -68,7 +79,16 @@ def test_lists():
         ("--object_store_secret Keys", "'Keys' is not as --help shows it"),
         ("--object_store_secret keys:id=1A", "'id=1A' is not as --help shows it"),
         ("--volume Data", "--volume is 'Data'"),
-        ("--preset tinny", "tiny"),
+        ("--volume team.data", "--volume is 'team.data': name a claim of at most 63"),
+        (f"--volume {'a' * 64}", "--volume is 'aaa"),
+        ("--preset tinny", "Unknown preset 'tinny': choose one of compact, "),
+        ("--fingerprint_in_run --data gs://b/d", "--fingerprint_in_run is True: the task reads"),
+        ("--fingerprint_in_run --data_fingerprint 0", "no other flag may give the fingerprint"),
+        (f"{VERTEX} --data /data/cifar-100", "containers reach gs:// and /gcs/, without"),
+        (f"{VERTEX} --serving_dir /data/m", "--serving_dir is '/data/m'"),
+        (f"{VERTEX} --checkpoints gs://b/c", "containers reach /gcs/ and /tmp/, without"),
+        (f"{VERTEX} --checkpoints /data/c", "--checkpoints is '/data/c'"),
+        (f"{VERTEX} --gpus 1", "--gpu_resource is 'nvidia.com/gpu': name one of Vertex AI's"),
         ("--work_dir /x", "there is no flag --work_dir"),
     ],
 )

@@ -51,6 +51,7 @@ def package(tmp_path: Path) -> Path:
     spec = {
         "pipelineInfo": {"name": "vit"},
         "schemaVersion": "2.1.0",
+        "defaultPipelineRoot": "gs://package/root",
         "root": {
             "dag": {"tasks": {"Trainer": {}, "Pusher": {}}},
             "inputDefinitions": {"parameters": PARAMETERS},
@@ -143,11 +144,95 @@ def test_a_recurring_run_is_made(cluster: Any, call: Call, package: Path) -> Non
     (made,) = cluster.recurring
     assert made["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
     assert made["mode"] == "ENABLE" and made["no_catchup"]
-    assert made["runtime_config"]["parameters"] == {"data": "/d"}
+    assert made["runtime_config"] == {
+        "parameters": {"data": "/d"},
+        "pipeline_root": "gs://package/root",
+    }
     assert made["service_account"] == "vit-pipeline"
     assert call("schedule", *given, "--every", 3600)[0] == 0
     periodic = cluster.recurring[1]["trigger"]["periodic_schedule"]
     assert int(periodic["interval_second"]) == 3600
+
+
+@pytest.mark.parametrize(
+    ("flags", "root"),
+    [
+        ([], "gs://package/root"),
+        (["--pipeline_root", "s3://other/root"], "s3://other/root"),
+        (["--pipeline_root", ""], None),
+    ],
+)
+def test_the_packages_root_is_sent_since_no_backend_reads_it(
+    cluster: Any, call: Call, package: Path, flags: list[str], root: str | None
+) -> None:
+    assert call("run", package, "--param", "data=/d", *flags)[0] == 0
+    (run,) = cluster.sent("POST", "/apis/v2beta1/runs")
+    assert (run["runtime_config"].get("pipeline_root") or None) == root
+
+
+@pytest.mark.parametrize("version", ["2.0.5", "2.2.0", "v2.1.3"])
+def test_an_installation_that_is_too_old_is_refused(
+    cluster: Any, call: Call, package: Path, version: str
+) -> None:
+    cluster.version = version
+    code, _, err = call("run", package, "--param", "data=/d")
+    assert code == 3 and f"is Kubeflow Pipelines {version}" in err and "2.3 or newer" in err
+    assert not cluster.pipelines and not cluster.runs
+
+
+@pytest.mark.parametrize("version", ["2.3.0", "2.17.0", "v3.0.0-rc.1"])
+def test_an_installation_that_is_new_enough_is_used(
+    cluster: Any, call: Call, package: Path, version: str
+) -> None:
+    cluster.version = version
+    code, out, _ = call("upload", package)
+    assert code == 0 and "or newer" not in out
+
+
+def test_an_installation_that_does_not_say_its_version_is_used(
+    cluster: Any, call: Call, package: Path
+) -> None:
+    cluster.version = "unknown"
+    code, out, _ = call("upload", package)
+    assert code == 0 and "says its version is 'unknown': 2.3 or newer is needed" in out
+
+
+def test_several_users_have_pipelines_of_one_name_each(
+    cluster: Any, call: Call, package: Path
+) -> None:
+    cluster.multi_user = True
+    for namespace in ("ann", "ben", "ann"):
+        code, _, err = call("run", package, "--param", "data=/d", "--namespace", namespace)
+        assert (code, err) == (0, "")
+    assert [made["namespace"] for made in cluster.pipelines.values()] == ["ann", "ben"]
+    assert [made["namespace"] for made in cluster.experiments.values()] == ["ann", "ben"]
+    runs = [run["pipeline_version_reference"]["pipeline_id"] for run in cluster.runs.values()]
+    assert runs == ["p0", "p1", "p0"]
+
+
+def test_where_there_are_several_users_a_namespace_is_asked_for(
+    cluster: Any, call: Call, package: Path
+) -> None:
+    cluster.multi_user = True
+    code, _, err = call("upload", package)
+    assert code == 2 and "--namespace" in err
+    assert not cluster.pipelines
+
+
+def test_progress_is_shown_where_there_is_no_ml_metadata(
+    cluster: Any, call: Call, package: Path
+) -> None:
+    cluster.without_mlmd = True
+    cluster.messages = {"Pusher": "the model\n is not blessed"}
+    cluster.states = [
+        ("RUNNING", {"root": "RUNNING", "Trainer": "RUNTIME_STATE_UNSPECIFIED"}),
+        ("FAILED", {"root": "FAILED", "Trainer": "CACHED", "Pusher": "FAILED"}),
+    ]
+    code, out, err = call("run", package, "--param", "data=/d")
+    assert code == 1
+    lines = [" ".join(line.split()[1:]) for line in out.splitlines() if line[2:3] == ":"]
+    assert lines == ["Trainer cached 65 s", "Pusher failed 65 s the model is not blessed"]
+    assert err.startswith("error: run r0: failed\nit broke\nPusher: the model is not blessed\n")
 
 
 def kubeconfig(path: Path, server: str) -> Path:
@@ -194,6 +279,40 @@ def test_a_failed_task_is_named_with_the_end_of_its_log(
     assert "-- Trainer failed" in call("wait", "r0")[2]
 
 
+def test_a_container_that_was_killed_is_said_to_be(
+    cluster: Any,
+    call: Call,
+    package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", cluster.url)))
+    cluster.states = [("FAILED", {})]
+
+    def end(**terminated: Any) -> dict[str, Any]:
+        container = {
+            **{"name": "main", "image": "i", "imageID": "i", "ready": False, "restartCount": 0},
+            "state": {"terminated": terminated},
+        }
+        return {"containerStatuses": [container]}
+
+    cluster.ended = {
+        "out-of-memory": end(exitCode=137, reason="OOMKilled"),
+        "evicted": {"reason": "Evicted", "message": "The node was low on resource: memory."},
+        "by-itself": end(exitCode=1, reason="Error"),
+    }
+    cluster.pods = {
+        name: ({"pipeline/runid": "r0"}, {}, "Failed", f"log of {name}\n") for name in cluster.ended
+    }
+    assert call("run", package, "--param", "data=/d", "--no_wait")[0] == 0
+    err = call("wait", "r0")[2]
+    assert re.findall("^-- (.*)$", err, flags=re.M) == [
+        "a task failed (OOMKilled, exit code 137); the end of out-of-memory's log:",
+        "a task failed (Evicted: The node was low on resource: memory.); the end of evicted's log:",
+        "a task failed; the end of by-itself's log:",
+    ]
+
+
 def test_without_kubernetes_the_command_for_the_logs_is_given(
     cluster: Any, call: Call, package: Path
 ) -> None:
@@ -215,7 +334,11 @@ def test_waiting_ends_and_can_be_taken_up_again(cluster: Any, call: Call, packag
 
 def test_no_wait_comes_back_at_once(cluster: Any, call: Call, package: Path) -> None:
     code, out, _ = call("run", package, "--param", "data=/d", "--no_wait")
-    assert code == 0 and "/#/runs/details/r0" in out
+    # The API's address is not the interface's.
+    assert code == 0 and out.splitlines()[-1] == "run r0"
+    given = ("--no_wait", "--ui_endpoint", "https://ui.example.org/pipeline/")
+    out = call("run", package, "--param", "data=/d", *given)[1]
+    assert out.splitlines()[-1] == "run r1: https://ui.example.org/pipeline/#/runs/details/r1"
     assert not cluster.sent("GET", "/apis/v2beta1/runs/r0")
 
 

@@ -27,11 +27,16 @@ OVERLAYS = {
     "serving-gpu": SERVING / "kubernetes/overlays/gpu",
     "serving-storage": SERVING / "kubernetes/storage",
     "kserve": SERVING / "kserve",
-    "kubeflow-cpu": KUBEFLOW / "overlays/cpu",
-    "kubeflow-gpu": KUBEFLOW / "overlays/gpu",
-    "kubeflow-namespace": KUBEFLOW / "namespace",
+    "kubeflow-single": KUBEFLOW / "overlays/single-user",
+    "kubeflow-multi": KUBEFLOW / "overlays/multi-user",
+    "kubeflow-profile": KUBEFLOW / "profile",
 }
-SINGLE = [KUBEFLOW / "loader.yaml", KUBEFLOW / "object-store-secret.yaml"]
+SINGLE = [
+    KUBEFLOW / name
+    for name in ("gpu-quota.yaml", "kfp-launcher.yaml", "loader.yaml", "object-store-secret.yaml")
+]
+# What is not Kubernetes's own, and has tests of its own here.
+CUSTOM = ("InferenceService", "Profile")
 CONFIG = ROOT / "serving" / "config"
 # Of KServe's v1beta1 API, what is not Kubernetes's own: PredictorSpec is a PodSpec and
 # ComponentExtensionSpec, ModelSpec a Container and PredictorExtensionSpec.
@@ -119,9 +124,8 @@ def test_every_manifest_is_rendered_or_checked_alone() -> None:
 def test_rendered_manifests_follow_the_schemas(
     rendered: dict[str, list[dict[str, Any]]], overlay: str, version: str
 ) -> None:
-    manifests = [m for m in rendered[overlay] if m["kind"] != "InferenceService"]
-    assert manifests
-    for manifest in manifests:
+    assert rendered[overlay]
+    for manifest in (m for m in rendered[overlay] if m["kind"] not in CUSTOM):
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
@@ -163,6 +167,20 @@ def test_the_inference_service_follows_kserves_and_kubernetes_schemas(
     config_map = one(rendered["kserve"], "ConfigMap", predictor["volumes"][0]["configMap"]["name"])
     for flag in ("batching_parameters_file", "monitoring_config_file"):
         assert Path(flags(model["args"])[flag]).name in config_map["data"]
+
+
+def test_kserves_pods_say_where_their_metrics_are(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    annotations = one(rendered["kserve"], "InferenceService")["metadata"]["annotations"]
+    assert annotations["prometheus.io/scrape"] == "true"
+    path = config.read_prometheus_path(CONFIG / "monitoring.config")
+    assert annotations["prometheus.io/path"] == path
+    # REST's, in KServe's ClusterServingRuntime kserve-tensorflow-serving.
+    assert annotations["prometheus.io/port"] == "8080"
+    # "true" would have KServe put 9091 and /metrics in their place (metrics_aggregate_injector.go).
+    assert annotations["serving.kserve.io/enable-prometheus-scraping"] == "false"
+    assert annotations["serving.kserve.io/deploymentMode"] == "Standard"
 
 
 @pytest.mark.parametrize("overlay", ["serving-cpu", "serving-gpu"])
@@ -273,14 +291,14 @@ def test_the_image_is_of_the_tensorflow_that_is_locked() -> None:
         assert tag in text
 
 
-@pytest.mark.parametrize("overlay", ["kubeflow-cpu", "kubeflow-gpu"])
+@pytest.mark.parametrize("overlay", ["kubeflow-single", "kubeflow-multi"])
 def test_a_runs_identity_has_least_rights(
     rendered: dict[str, list[dict[str, Any]]], overlay: str
 ) -> None:
     manifests = rendered[overlay]
+    # No quota: in a shared namespace it would bind everybody's pods.
     assert {m["kind"] for m in manifests} == {
         "PersistentVolumeClaim",
-        "ResourceQuota",
         "Role",
         "RoleBinding",
         "ServiceAccount",
@@ -297,16 +315,52 @@ def test_a_runs_identity_has_least_rights(
         for rule in one(manifests, "Role", "vit-pipeline")["rules"]
         for resource in rule["resources"]
     }
-    assert set(rules) == {"configmaps", "secrets", "pods", "workflowtaskresults"}
     secret = yaml.safe_load((KUBEFLOW / "object-store-secret.yaml").read_text())
     assert secret["metadata"]["name"] in rules["secrets"]["resourceNames"]
-    assert rules["secrets"]["verbs"] == rules["configmaps"]["verbs"] == ["get"]
+    assert {resource: rule["verbs"] for resource, rule in rules.items()} == {
+        "configmaps": ["get"],
+        "secrets": ["get"],
+        "pods": ["get"],
+        "workflowtaskresults": ["create", "patch"],
+        # As pipeline-runner and view-edit-cluster-roles.yaml have them (pipelines PR 13986).
+        "runs": ["get", "list", "update"],
+        "artifacts": ["get", "list", "create"],
+    }
     for role in (m for m in manifests if m["kind"] == "Role"):
         for rule in role["rules"]:
             assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
-            assert not {"delete", "update", "deletecollection"} & set(rule["verbs"])
-    quota = one(manifests, "ResourceQuota")["spec"]["hard"]["requests.nvidia.com/gpu"]
-    assert (quota == "0") == (overlay == "kubeflow-cpu")
+            assert not {"delete", "deletecollection"} & set(rule["verbs"])
+
+
+def test_the_profile_makes_the_namespace_of_several_users_runs(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    (profile,) = rendered["kubeflow-profile"]
+    assert profile["apiVersion"] == "kubeflow.org/v1"
+    # It is of the whole cluster; its name is the namespace's (profile_controller.go).
+    assert set(profile["metadata"]) == {"name", "labels"}
+    assert profile["spec"] == {"owner": {"kind": "User", "name": "user@example.com"}}
+    account = one(rendered["kubeflow-multi"], "ServiceAccount", "vit-pipeline")
+    assert account["metadata"]["namespace"] == profile["metadata"]["name"]
+
+
+def test_the_launchers_template_fits_the_secrets_and_the_rights(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    template = yaml.safe_load((KUBEFLOW / "kfp-launcher.yaml").read_text())
+    secret = yaml.safe_load((KUBEFLOW / "object-store-secret.yaml").read_text())
+    role = one(rendered["kubeflow-single"], "Role", "vit-pipeline")
+    names = [name for rule in role["rules"] for name in rule.get("resourceNames", [])]
+    assert template["metadata"]["name"] in names
+    store = yaml.safe_load(template["data"]["providers"])["s3"]
+    # An override has to have all of it (s3.go), and without a default the whole is refused.
+    for part in (store["default"], *store["overrides"]):
+        reference = part["credentials"]["secretRef"]
+        assert reference["secretName"] == secret["metadata"]["name"]
+        keys = {reference["accessKeyKey"], reference["secretKeyKey"]}
+        assert keys == set(secret["stringData"])
+        assert part["endpoint"] and part["region"]
+    assert all(part["bucketName"] for part in store["overrides"])
 
 
 def test_the_secret_template_holds_no_secret() -> None:
