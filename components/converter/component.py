@@ -14,7 +14,7 @@ from tfx.types import component_spec, standard_artifacts, standard_component_spe
 from components.converter import executor
 
 # Their versions count as code; those of ONNX where they are installed.
-_LIBRARIES = ("tensorflow", "tf2onnx", "onnx")
+_LIBRARIES = ("tensorflow", "ai-edge-litert", "tf2onnx", "onnx")
 
 
 class ConverterSpec(component_spec.ComponentSpec):

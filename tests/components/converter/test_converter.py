@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from tfx import types
 from tfx.types import standard_artifacts
 
@@ -168,7 +169,7 @@ def test_labels(exports: Path):
 def test_tflite_as_the_readme_calls_it(
     exports: Path, expected: np.ndarray, name: str, tolerance: float
 ):
-    interpreter = tf.lite.Interpreter(str(exports / name))
+    interpreter = Interpreter(str(exports / name))
     run = interpreter.get_signature_runner("serving_default")
     pixels, _ = images(7, seed=9)
     for number in (7, 1, 3):
@@ -181,7 +182,7 @@ def test_tflite_as_the_readme_calls_it(
 
 
 def test_int8_has_the_weights_in_int8(exports: Path):
-    interpreter = tf.lite.Interpreter(str(exports / "model.int8.tflite"))
+    interpreter = Interpreter(str(exports / "model.int8.tflite"))
     tensors = interpreter.get_tensor_details()
     matrices = [t for t in tensors if t["dtype"] == np.int8 and len(t["shape"]) == 2]
     # A head's hidden layer: 512 x 64.
