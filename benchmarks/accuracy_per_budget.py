@@ -80,7 +80,11 @@ def measure(preset: Preset, train: tf.data.Dataset, arrays: Arrays) -> dict[str,
     network = build(preset, steps_per_epoch=_STEPS_PER_CALL)
     batches = train.take(_STEPS_PER_CALL)
     # A whole call of `fit`, which is more than its steps: its own time counts against the preset.
-    ours = Call(lambda: network.fit(batches, verbose=0), _STEPS_PER_CALL * preset.batch_size, 1)
+    ours = Call(
+        lambda: network.fit(batches, verbose=0, shuffle=False),
+        _STEPS_PER_CALL * preset.batch_size,
+        1,
+    )
     timings = alternate({"notebook": notebook, "preset": ours}, _ROUNDS)
     return {
         "notebook_step": timings["notebook"].seconds,
@@ -131,6 +135,7 @@ def train_and_test(
         initial_epoch=finished,
         epochs=preset.epochs,
         verbose=0,
+        shuffle=False,
         callbacks=[
             _TrainingSeconds(),
             *([keras.callbacks.SwapEMAWeights()] if preset.ema_momentum else []),

@@ -308,6 +308,7 @@ def fit(
         initial_epoch=finished,
         epochs=epochs,
         verbose=verbose,
+        shuffle=False,  # Keras's own, which data sets do not have and newer ones warn about
         callbacks=[
             *([budget] if budget else []),  # before those that read its metric
             *([keras.callbacks.SwapEMAWeights()] if preset.ema_momentum else []),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import tf2onnx
 from tensorflow.python.framework import convert_to_constants
+from tf2onnx.handler import tf_op
 
 from components.converter.saved_model import (
     INPUT,
@@ -21,6 +23,21 @@ from components.converter.saved_model import (
 # Of December 2022; ONNX Runtime has it since 1.14.
 _OPSET = 18
 _LABELS_KEY = "labels"
+
+
+@tf_op("Erfc")
+class _ComplementaryErrorFunction:
+    """1 - erf(x): neither ONNX nor tf2onnx has erfc, of which Keras 3.15 makes GELU."""
+
+    @classmethod
+    def version_9(cls, ctx: Any, node: Any, **kwargs: Any) -> None:
+        (output,) = node.output
+        shape, dtype = ctx.get_shape(output), ctx.get_dtype(output)
+        erf = ctx.make_node("Erf", node.input, shapes=[shape], dtypes=[dtype]).output[0]
+        one = np.ones((), tf2onnx.utils.map_onnx_to_numpy_type(dtype))
+        one = ctx.make_const(tf2onnx.utils.make_name("one"), one).output[0]
+        ctx.remove_node(node.name)
+        ctx.make_node("Sub", [one, erf], outputs=[output], shapes=[shape], dtypes=[dtype])
 
 
 def convert(model: PixelsToProbabilities, labels: Sequence[str]) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from tensorflow.lite.python import schema_py_generated as schema
 
 from components.converter.saved_model import (
@@ -93,7 +94,7 @@ def load(content: bytes) -> Predict:
       ConversionError: It is no model, or needs operations that the interpreter does not have.
     """
     try:
-        interpreter = tf.lite.Interpreter(model_content=content, num_threads=1)
+        interpreter = Interpreter(model_content=content, num_threads=1)
         run = interpreter.get_signature_runner(SIGNATURE)
     except (ValueError, RuntimeError) as error:
         raise ConversionError(f"TFLite's interpreter cannot run it: {error}") from error

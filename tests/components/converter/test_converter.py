@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from tfx import types
 from tfx.types import standard_artifacts
 
@@ -26,7 +28,7 @@ from tests.support.cards import make_card
 from tests.support.examples import example, examples_artifact
 from trainer.network import inference
 from trainer.network.model import build_model
-from trainer.presets import get_preset
+from trainer.presets import PRESETS, get_preset
 
 CLASSES = 5
 NAMES = [f"class {label}" for label in range(CLASSES)]
@@ -163,7 +165,7 @@ def test_labels(exports: Path):
 def test_tflite_as_the_readme_calls_it(
     exports: Path, expected: np.ndarray, name: str, tolerance: float
 ):
-    interpreter = tf.lite.Interpreter(str(exports / name))
+    interpreter = Interpreter(str(exports / name))
     run = interpreter.get_signature_runner("serving_default")
     pixels, _ = images(7, seed=9)
     for number in (7, 1, 3):
@@ -176,7 +178,7 @@ def test_tflite_as_the_readme_calls_it(
 
 
 def test_int8_has_the_weights_in_int8(exports: Path):
-    interpreter = tf.lite.Interpreter(str(exports / "model.int8.tflite"))
+    interpreter = Interpreter(str(exports / "model.int8.tflite"))
     tensors = interpreter.get_tensor_details()
     matrices = [t for t in tensors if t["dtype"] == np.int8 and len(t["shape"]) == 2]
     # A head's hidden layer: 512 x 64.
@@ -197,6 +199,37 @@ def test_onnx_as_the_readme_calls_it(exports: Path, expected: np.ndarray):
     for number in (7, 1, 3):
         (probabilities,) = session.run(["probabilities"], {"images": pixels[:number]})
         np.testing.assert_allclose(probabilities, expected[:number], atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_onnx_of_every_preset(preset: str, tmp_path: Path):
+    small = dataclasses.replace(get_preset(preset), transformer_layers=1)
+    network = build_model(small, num_classes=CLASSES, seed=0)
+    served = Served(inference.for_inference(network))
+    tf.saved_model.save(served, str(tmp_path), signatures={"serving_default": served.images})
+    model = PixelsToProbabilities(str(tmp_path))
+    pixels, _ = images(4, seed=5)
+    actual = onnx_model.load(onnx_model.convert(model, NAMES))(pixels)
+    np.testing.assert_allclose(actual, model(pixels), atol=1e-5)
+
+
+def test_onnx_of_the_complementary_error_function(tmp_path: Path):
+    class Complement(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 3], tf.uint8, name="images")])
+        def images(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+            values = tf.cast(images, tf.float32)[:, :, 0, 0] / 32 - 4
+            return {"probabilities": tf.math.erfc(values)}
+
+    complement = Complement()
+    tf.saved_model.save(
+        complement, str(tmp_path), signatures={"serving_default": complement.images}
+    )
+    model = PixelsToProbabilities(str(tmp_path))
+    pixels = np.arange(256, dtype=np.uint8).repeat(96).reshape(8, 32, 32, 3)
+    expected = model(pixels)
+    assert (expected.min(), expected.max()) == (pytest.approx(0, abs=1e-6), 2)
+    actual = onnx_model.load(onnx_model.convert(model, NAMES))(pixels)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_a_file_that_does_not_agree_is_refused_and_the_others_are_kept(
