@@ -55,7 +55,8 @@ def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
     image = tf.cast(tf.io.decode_png(encoded, channels=4), tf.float32)
     color, alpha = tf.split(image, [3, 1], axis=2)
     # TensorFlow takes the largest value of fewer than 8 bits for opaque: 15 of a small palette's.
-    bits = tf.io.decode_raw(tf.strings.substr(encoded, 24, 1), tf.uint8)[0]
+    with tf.control_dependencies([image]):  # So that there are as many bytes
+        bits = tf.io.decode_raw(tf.strings.substr(encoded, 24, 1), tf.uint8)[0]
     opaque = tf.cast(2 ** tf.cast(bits, tf.int32) - 1, tf.float32)
     is_filled = (bits < 8) & tf.reduce_all(alpha == opaque)
     alpha = tf.where(is_filled, 255.0, alpha)
