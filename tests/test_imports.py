@@ -62,6 +62,7 @@ def modules(folder: str) -> list[str]:
         pytest.param(["pipeline.config"], "trainer", TENSORFLOW, id="pipeline.config"),
         pytest.param(["pipeline.local_runner"], "pipeline", TENSORFLOW, id="pipeline.local_runner"),
         # TensorFlow only when it classifies, so that errors in the arguments come at once.
+        pytest.param(["dataset.images"], "PIL", (*TENSORFLOW, "serving"), id="dataset"),
         pytest.param(["serving.predict"], "serving", (*TENSORFLOW, "trainer"), id="serving"),
         pytest.param(
             ["serving.client", "serving.load_test.__main__"],

@@ -3,15 +3,15 @@
 | signature          | input                                                    |
 |--------------------|----------------------------------------------------------|
 | `serving_default`  | `images`: uint8 [N, 32, 32, 3], RGB                      |
-| `serving_bytes`    | `image_bytes`: string [N], encoded PNG or JPEG, any size |
+| `serving_bytes`    | `image_bytes`: string [N], image files of any size       |
 | `serving_examples` | `examples`: string [N], serialized tf.Examples           |
 
 All return, for each image, the most probable first: `top_5_names` string [N, 5], their superclasses
 `top_5_superclasses` string [N, 5], `top_5_ids` int32 [N, 5], `top_5_probabilities` float32 [N, 5];
 and `probabilities` float32 [N, 100].
 
-`serving_bytes` resizes an image of another size to 32 x 32 with an antialiased bilinear filter,
-without keeping its aspect ratio, and rounds to uint8: an image of 32 x 32 passes unchanged.
+`serving_bytes` turns photographs upright and cuts the middle of an image of another size down to
+32 x 32 with an antialiased bilinear filter (see `images.py`): an image of 32 x 32 passes unchanged.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from dataset.card import CARD_FILE, DataCard
+from trainer import images as image_files
 from trainer import preprocessing, weights
 from trainer.network import inference
 
@@ -95,14 +96,6 @@ def _apply_transform(
     )
 
 
-def _decode_image(encoded: tf.Tensor) -> tf.Tensor:
-    """PNG or JPEG, string [] -> uint8 [32, 32, 3]."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image.set_shape([None, None, 3])
-    resized = tf.image.resize(image, preprocessing.IMAGE_SHAPE[:2], antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
-
-
 def build_archive(
     model: keras.Model,
     transform_output: tft.TFTransformOutput,
@@ -144,7 +137,7 @@ def build_archive(
 
     def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         images = tf.map_fn(
-            _decode_image,
+            lambda encoded: image_files.decode_image(encoded, preprocessing.IMAGE_SHAPE[:2]),
             image_bytes,
             fn_output_signature=tf.TensorSpec(preprocessing.IMAGE_SHAPE, tf.uint8),
         )
