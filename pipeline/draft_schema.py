@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from pipeline import console
 from pipeline.config import ConfigError, PipelineConfig
+from pipeline.metadata_file import MetadataError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       arguments: Flags; by default the process's.
 
     Raises:
-      SystemExit: With code 1 when there are no statistics yet.
+      SystemExit: With code 1 when there are no statistics yet, or the metadata cannot be read.
     """
     defaults = PipelineConfig()
     parser = argparse.ArgumentParser(
@@ -43,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         from pipeline.run_history import RunHistory
 
-    for run in RunHistory(root).runs():
+    try:
+        runs = RunHistory(root).runs()
+    except MetadataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    for run in runs:
         artifact = run.output("StatisticsGen", "statistics")
         path = os.path.join(artifact.uri, "Split-train", "FeatureStats.pb") if artifact else ""
         if os.path.exists(path):
