@@ -9,11 +9,12 @@ import dataclasses
 import math
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.converter import formats
 from dataset.format import NUM_FINE_CLASSES
 from dataset.locate import SYNTHETIC
+from pipeline.gate import METRICS, Gate, resolve_floors
 from trainer import engines, presets
 from trainer.preset import OVERRIDES, Preset
 
@@ -30,8 +31,34 @@ def knob(default: Any, group: str, text: str, **options: Any) -> Any:
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **options})
 
 
+if TYPE_CHECKING:
+
+    class _Floors:
+        """A field for the floor of each metric of the gate; read by `resolve_gate`."""
+
+else:
+    _Floors = dataclasses.make_dataclass(
+        "_Floors",
+        [
+            (
+                metric.flag,
+                float | None,
+                knob(
+                    None,
+                    "gate",
+                    f"push only if {metric.label} on the test split is at least this, 0..1; "
+                    "default: the preset's",
+                    metavar="X",
+                ),
+            )
+            for metric in METRICS
+        ],
+        frozen=True,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
-class PipelineConfig:
+class PipelineConfig(_Floors):
     """What a run of the pipeline is to do; each field's meaning is its flag's help.
 
     Raises:
@@ -110,19 +137,10 @@ class PipelineConfig:
         f"version's {formats.EXPORTS_FOLDER}",
         metavar="FORMAT[,...]",
     )
-    min_top_1_accuracy: float | None = knob(
-        None,
-        "gate",
-        "push only at this top-1 accuracy on the test split, 0..1; default: the preset's",
-        metavar="X",
-    )
-    min_top_5_accuracy: float | None = knob(
-        None, "gate", "the same for top-5 accuracy", metavar="X"
-    )
     max_accuracy_drop: float = knob(
         0.0,
         "gate",
-        "push only if neither accuracy is more than this below the model pushed last, 0..1",
+        "push only if no accuracy is more than this below the model pushed last, 0..1",
         metavar="X",
     )
     work_dir: str = knob(
@@ -194,7 +212,7 @@ class PipelineConfig:
             decay is None or 0.0 <= decay < math.inf,
             "it must be 0 or more and finite",
         )
-        for name in ("min_top_1_accuracy", "min_top_5_accuracy", "max_accuracy_drop"):
+        for name in (*(metric.flag for metric in METRICS), "max_accuracy_drop"):
             value = getattr(self, name)
             self._check(name, value is None or 0.0 <= value <= 1.0, "it is a fraction, 0 to 1")
         self._check("seed", 0 <= self.seed < 2**32, "it must be 0 to 4294967295")
@@ -214,7 +232,7 @@ class PipelineConfig:
         except ValueError as error:
             self._check("export", False, str(error))
         try:
-            self.resolve_preset()
+            self.resolve_gate(self.resolve_preset())
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -234,13 +252,20 @@ class PipelineConfig:
           ValueError: The preset is unknown, or refuses a value.
         """
         preset = presets.get_preset(self.preset or presets.ON_GPU)
-        names = (*OVERRIDES, "min_top_1_accuracy", "min_top_5_accuracy")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.min_top_1_accuracy is not None:
-            # A top-1 hit is a top-5 hit: a threshold raised alone raises the preset's other one.
-            floor = max(self.min_top_1_accuracy, preset.min_top_5_accuracy)
-            given.setdefault("min_top_5_accuracy", floor)
+        given = {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
         return dataclasses.replace(preset, **{**given, **overrides})
+
+    def resolve_gate(self, preset: Preset) -> Gate:
+        """Returns what a model must reach: the preset's floors, unless the command line has others.
+
+        Args:
+          preset: The configuration's preset.
+
+        Raises:
+          ValueError: Two floors contradict each other.
+        """
+        given = {metric.name: getattr(self, metric.flag) for metric in METRICS}
+        return Gate(resolve_floors(preset.floors, given), self.max_accuracy_drop)
 
     @property
     def export_formats(self) -> tuple[str, ...]:

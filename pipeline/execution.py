@@ -80,11 +80,7 @@ def translate(
         preset=preset,
         engine=config.engine,
         seed=config.seed,
-        gate=graph.Gate(
-            min_top_1_accuracy=preset.min_top_1_accuracy,
-            min_top_5_accuracy=preset.min_top_5_accuracy,
-            max_accuracy_drop=config.max_accuracy_drop,
-        ),
+        gate=config.resolve_gate(preset),
         serving_dir=serving_dir,
         checkpoint_dir=config.checkpoint_dir,
         preprocessing_code=fingerprint.preprocessing_code(),

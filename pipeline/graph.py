@@ -32,12 +32,9 @@ from components.schema_gen.component import CuratedSchemaGen
 from components.serving_validator.component import ServingValidator
 from dataset.card import SPLITS, TEST, TRAIN, VALIDATION
 from dataset.format import IMAGE_BYTES
+from pipeline.gate import METRICS, Gate, GateMetric
 from serving import client
 from trainer.preset import OVERRIDES, Preset
-
-# Names of the metrics, in Evaluator's results as in Keras's history.
-TOP_1 = "top_1_accuracy"
-TOP_5 = "top_5_accuracy"
 
 SCHEMA_FILE = os.path.join(os.path.dirname(__file__), "schema", "schema.pbtxt")
 # With which models are served: they are warmed up for its batch sizes.
@@ -66,21 +63,6 @@ class DataSource:
     name: str
     fingerprint: str
     limit: int | None = None
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a model must reach on the test split to be pushed.
-
-    Args:
-      min_top_1_accuracy: Lowest top-1 accuracy, a fraction.
-      min_top_5_accuracy: Lowest top-5 accuracy, a fraction.
-      max_accuracy_drop: How far either may fall below the baseline's, a fraction.
-    """
-
-    min_top_1_accuracy: float
-    min_top_5_accuracy: float
-    max_accuracy_drop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -264,17 +246,14 @@ def evaluation_config(gate: Gate) -> tfma.EvalConfig:
     """Says what Evaluator measures, on which slices, and what it takes to be blessed.
 
     Args:
-      gate: The thresholds, on the whole test split.
+      gate: The thresholds.
 
     Returns:
-      Top-1 and top-5 accuracy over all examples, for each superclass and for each class, and the
+      The gate's metrics over all examples, for each superclass and for each class, and the
       confusion matrix.
     """
     metrics = [
-        _accuracy_metric("SparseCategoricalAccuracy", TOP_1, gate.min_top_1_accuracy, gate),
-        _accuracy_metric(
-            "SparseTopKCategoricalAccuracy", TOP_5, gate.min_top_5_accuracy, gate, k=5
-        ),
+        *(_gate_metric(metric, gate) for metric in METRICS),
         tfma.MetricConfig(class_name="ExampleCount"),
         tfma.MetricConfig(class_name="MultiClassConfusionMatrixPlot"),
     ]
@@ -295,22 +274,25 @@ def evaluation_config(gate: Gate) -> tfma.EvalConfig:
     )
 
 
-def _accuracy_metric(
-    class_name: str, name: str, lower_bound: float, gate: Gate, **config: int
-) -> tfma.MetricConfig:
+def _gate_metric(metric: GateMetric, gate: Gate) -> tfma.MetricConfig:
+    change = None
+    if metric.compared:
+        change = tfma.GenericChangeThreshold(
+            direction=tfma.MetricDirection.HIGHER_IS_BETTER,
+            absolute={"value": -gate.max_accuracy_drop},
+        )
     return tfma.MetricConfig(
-        class_name=class_name,
-        config=json.dumps({"name": name, **config}),
-        # On the whole split alone: a plain `threshold` would hold each class to it, too.
+        class_name=metric.class_name,
+        config=json.dumps({"name": metric.name, **metric.config}),
+        # On the slices named alone: a plain `threshold` would hold each class to it, too.
         per_slice_thresholds=[
             config_pb2.PerSliceMetricThreshold(
-                slicing_specs=[tfma.SlicingSpec()],
+                slicing_specs=[tfma.SlicingSpec(feature_keys=[metric.by] if metric.by else [])],
                 threshold=tfma.MetricThreshold(
-                    value_threshold=tfma.GenericValueThreshold(lower_bound={"value": lower_bound}),
-                    change_threshold=tfma.GenericChangeThreshold(
-                        direction=tfma.MetricDirection.HIGHER_IS_BETTER,
-                        absolute={"value": -gate.max_accuracy_drop},
+                    value_threshold=tfma.GenericValueThreshold(
+                        lower_bound={"value": gate.floors[metric.name]}
                     ),
+                    change_threshold=change,
                 ),
             )
         ],

@@ -14,7 +14,7 @@ from dataset import card as data_card
 from dataset.card import DataCard
 from dataset.locate import SYNTHETIC
 from pipeline.console import box, count
-from pipeline.graph import TOP_1, TOP_5
+from pipeline.gate import METRICS, TOP_1
 from pipeline.run_history import Run
 from trainer import engines, presets
 
@@ -67,8 +67,13 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
     if preset["train_minutes"]:
         head += f" in {count(preset['train_minutes'], 'minute')} of training"
     rows = [
-        f"epoch {epoch['epoch']:3}   loss {epoch['loss']:.3f}   validation top-1 "
-        f"{epoch[f'val_{TOP_1}']:.3f}  top-5 {epoch[f'val_{TOP_5}']:.3f}   {epoch['seconds']:.0f} s"
+        f"epoch {epoch['epoch']:3}   loss {epoch['loss']:.3f}   validation "
+        + "  ".join(
+            f"{metric.label} {epoch[f'val_{metric.name}']:.3f}"
+            for metric in METRICS
+            if f"val_{metric.name}" in epoch
+        )
+        + f"   {epoch['seconds']:.0f} s"
         for epoch in history
     ]
     version = training["versions"][training["engine"]]
@@ -146,13 +151,14 @@ def accuracies(evaluation_uri: str, slice_key: str | None = None) -> dict[_Slice
 def _accuracy_lines(evaluation_uri: str) -> list[str]:
     overall = accuracies(evaluation_uri)
     candidate = overall[tfma.CANDIDATE_KEY, None]
-    lines = [
-        f"test top-1 {candidate[TOP_1]:.4f}   top-5 {candidate[TOP_5]:.4f}   "
-        f"({candidate['example_count']:,.0f} images)"
-    ]
+    lines = [f"test {_values(candidate)}   ({candidate['example_count']:,.0f} images)"]
     if baseline := overall.get((tfma.BASELINE_KEY, None)):
-        lines.append(f"baseline   {baseline[TOP_1]:.4f}         {baseline[TOP_5]:.4f}")
+        lines.append(f"     {_values(baseline)}   (baseline)")
     return lines
+
+
+def _values(metrics: _Metrics) -> str:
+    return "   ".join(f"{metric.label} {metrics[metric.name]:.4f}" for metric in METRICS)
 
 
 def _superclass_lines(model: metadata_store_pb2.Artifact, evaluation_uri: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 # What a run may set otherwise than its preset, without it being another model.
@@ -64,9 +65,8 @@ class Preset:
         learning_rate_schedule: "constant", or "cosine" (from the peak to 0 over all epochs).
         weight_decay: Decoupled weight decay, multiplied by the learning rate, applied to every
             trainable variable (but see `decay_matrices_only`).
-        min_top_1_accuracy: Lowest top-1 accuracy on the test split with which a model may be
-            pushed, as a fraction.
-        min_top_5_accuracy: The same for top-5 accuracy.
+        floors: By the name of a metric of the gate, the lowest value on the test split with which
+            a model may be pushed, as a fraction; those of `pipeline.gate` where it has none.
         tokenizer_filters: Widths of the stages of convolutions that make the tokens, each stage
             but the first halving the resolution; the last is `projection_dim`. Empty for patches.
         tokenizer_residual_pairs: Residual pairs of convolutions in each stage; empty for none.
@@ -127,8 +127,7 @@ class Preset:
     learning_rate_schedule: str
     weight_decay: float
     # Evaluation
-    min_top_1_accuracy: float
-    min_top_5_accuracy: float
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     # What departs from the reference
     tokenizer_filters: tuple[int, ...] = ()
     sequence_pooling: bool = False
@@ -230,14 +229,11 @@ class Preset:
                 f"warmup is {self.warmup}, but learning_rate_schedule is "
                 f"{self.learning_rate_schedule!r}: use 'cosine', or a warmup of 0."
             )
-        for field in ("min_top_1_accuracy", "min_top_5_accuracy"):
-            self._check_number(field, lambda x: 0 <= x <= 1, "a fraction from 0 to 1")
-        if self.min_top_5_accuracy < self.min_top_1_accuracy:
-            raise ValueError(
-                f"min_top_5_accuracy {self.min_top_5_accuracy} is below min_top_1_accuracy "
-                f"{self.min_top_1_accuracy}: a top-1 hit is a top-5 hit too, so raise it to at "
-                f"least {self.min_top_1_accuracy}."
-            )
+        for name, floor in self.floors.items():
+            if not 0 <= floor <= 1:
+                raise ValueError(
+                    f"the floor of {name} is {floor!r}: it must be a fraction from 0 to 1."
+                )
 
     @property
     def num_patches(self) -> int:

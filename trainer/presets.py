@@ -44,8 +44,7 @@ _NOTEBOOK = Preset(
     learning_rate=1e-3,
     learning_rate_schedule="constant",
     weight_decay=1e-3,
-    min_top_1_accuracy=0.05,
-    min_top_5_accuracy=0.20,
+    floors={"top_1_accuracy": 0.05, "top_5_accuracy": 0.20},
 )
 
 # `tiny`: a smoke test of the whole path, not a model to keep.
@@ -80,8 +79,6 @@ _TINY = Preset(
     learning_rate=1e-3,
     learning_rate_schedule="cosine",
     weight_decay=1e-3,
-    min_top_1_accuracy=0.0,
-    min_top_5_accuracy=0.0,
 )
 
 # `compact`: learns fast on a CPU. A Compact Convolutional Transformer (Hassani et al.,
@@ -121,8 +118,7 @@ _COMPACT = Preset(
     learning_rate=0.012,
     learning_rate_schedule="cosine",
     weight_decay=0.03,
-    min_top_1_accuracy=0.05,
-    min_top_5_accuracy=0.20,
+    floors={"top_1_accuracy": 0.05, "top_5_accuracy": 0.20},
     tokenizer_filters=(32, 64, 128),
     tokenizer_residual_pairs=(0, 1, 0),
     sequence_pooling=True,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.gate import METRICS, GateMetric
 from pipeline.kubeflow.config import KubeflowConfig
 from trainer.preset import Preset
 
@@ -23,13 +24,13 @@ class Place:
     Attributes:
       task: The component.
       key: Its execution property.
-      path: Where in the property, if that is JSON: keys and indices.
+      path: Where in the property, if that is JSON: keys, indices, and metrics of a list of them.
       negative: Whether the property has the value with the opposite sign.
     """
 
     task: str
     key: str
-    path: tuple[str | int, ...] = ()
+    path: tuple[str | int | GateMetric, ...] = ()
     negative: bool = False
 
 
@@ -113,12 +114,20 @@ def _json_value(parameter: Parameter, place: Place) -> str:
     return "-" * place.negative + parameter.placeholder  # a number: without quotes
 
 
-def _replace(document: Any, path: Sequence[str | int], value: str) -> None:
+def _replace(document: Any, path: Sequence[str | int | GateMetric], value: str) -> None:
     for step in path[:-1]:
-        document = document[step]
+        document = _of(document, step) if isinstance(step, GateMetric) else document[step]
     if isinstance(document, dict) and path[-1] not in document:
         raise KeyError(path[-1])
     document[path[-1]] = value
+
+
+def _of(metrics: Sequence[dict[str, Any]], wanted: GateMetric) -> dict[str, Any]:
+    """A metric of an EvalConfig, by its name: their order means nothing."""
+    for metric in metrics:
+        if json.loads(metric.get("config", "{}")).get("name") == wanted.name:
+            return metric
+    raise KeyError(wanted.name)
 
 
 def pipeline_parameters(
@@ -139,7 +148,9 @@ def pipeline_parameters(
 
     base_model = [Place("BaseModel", "serving_dir")] if config.warm_start else []
 
-    def threshold(metric: int, *path: str, negative: bool = False) -> Place:
+    floors = config.resolve_gate(preset).floors
+
+    def threshold(metric: GateMetric, *path: str, negative: bool = False) -> Place:
         where = ("metrics_specs", 0, "metrics", metric, "per_slice_thresholds", 0, "threshold")
         return Place("Evaluator", "eval_config", (*where, *path), negative)
 
@@ -203,22 +214,19 @@ def pipeline_parameters(
         ),
         Parameter("engine", config.engine, "auto, tensorflow or jax", training("engine")),
         Parameter("seed", config.seed, "of everything random", training("seed")),
-        Parameter(
-            "min_top_1_accuracy",
-            float(preset.min_top_1_accuracy),
-            "push only at this top-1 accuracy, 0 to 1",
-            [threshold(0, *lower_bound)],
-        ),
-        Parameter(
-            "min_top_5_accuracy",
-            float(preset.min_top_5_accuracy),
-            "push only at this top-5 accuracy, 0 to 1",
-            [threshold(1, *lower_bound)],
+        *(
+            Parameter(
+                metric.flag,
+                float(floors[metric.name]),
+                f"push only if {metric.label} is at least this, 0 to 1",
+                [threshold(metric, *lower_bound)],
+            )
+            for metric in METRICS
         ),
         Parameter(
             "max_accuracy_drop",
             float(config.max_accuracy_drop),
-            "how far either may fall below the model pushed last, 0 to 1",
-            [threshold(metric, *drop, negative=True) for metric in (0, 1)],
+            "how far each may fall below the model pushed last, 0 to 1",
+            [threshold(metric, *drop, negative=True) for metric in METRICS if metric.compared],
         ),
     ]

@@ -85,10 +85,12 @@ def test_the_preset_takes_what_is_given_and_keeps_the_rest():
 
 
 def test_a_top_1_threshold_raises_the_top_5_threshold_of_the_preset():
-    preset = PipelineConfig(min_top_1_accuracy=0.3).resolve_preset()
-    assert (preset.min_top_1_accuracy, preset.min_top_5_accuracy) == (0.3, 0.3)
-    preset = PipelineConfig(min_top_1_accuracy=0.1).resolve_preset()
-    assert (preset.min_top_1_accuracy, preset.min_top_5_accuracy) == (0.1, 0.2)
+    def floors(given: float) -> tuple[float, ...]:
+        config = PipelineConfig(min_top_1_accuracy=given)
+        return tuple(config.resolve_gate(config.resolve_preset()).floors.values())
+
+    assert floors(0.3) == (0.3, 0.3)
+    assert floors(0.1) == (0.1, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,8 @@ from tfx.proto import transform_pb2
 from tfx.proto.orchestration import pipeline_pb2
 from tfx.utils import json_utils
 
-from pipeline.graph import (
-    SCHEMA_FILE,
-    DataSource,
-    Gate,
-    Tuning,
-    create_pipeline,
-    evaluation_config,
-)
+from pipeline.gate import TOP_1, TOP_5, Gate
+from pipeline.graph import SCHEMA_FILE, DataSource, Tuning, create_pipeline, evaluation_config
 from trainer.presets import get_preset
 
 COMPONENTS = [
@@ -44,7 +38,7 @@ def build(**changes: Any) -> tfx.dsl.Pipeline:
         "preset": dataclasses.replace(get_preset("notebook"), epochs=3, batch_size=64),
         "engine": "auto",
         "seed": 7,
-        "gate": Gate(min_top_1_accuracy=0.25, min_top_5_accuracy=0.5, max_accuracy_drop=0.02),
+        "gate": Gate({TOP_1: 0.25, TOP_5: 0.5}, max_accuracy_drop=0.02),
         "serving_dir": "/serving/vit",
         "checkpoint_dir": "/checkpoints",
         "preprocessing_code": "code-of-preprocessing",
@@ -192,7 +186,7 @@ def test_same_arguments_compile_to_the_same_pipeline():
         ({"engine": "jax"}, {"Trainer"}),
         ({"preset": get_preset("notebook")}, {"Trainer"}),
         ({"data": DataSource(folder="/data", name="cifar-100", fingerprint="b")}, {"ExampleGen"}),
-        ({"gate": Gate(min_top_1_accuracy=0.9, min_top_5_accuracy=0.9)}, {"Evaluator"}),
+        ({"gate": Gate({TOP_1: 0.9, TOP_5: 0.9})}, {"Evaluator"}),
         ({"serving_dir": "/elsewhere"}, {"Baseline", "Pusher"}),
     ],
 )
@@ -247,9 +241,7 @@ def test_schema_describes_the_three_features():
 
 
 def test_thresholds_hold_for_the_whole_split_only():
-    config = evaluation_config(
-        Gate(min_top_1_accuracy=0.25, min_top_5_accuracy=0.5, max_accuracy_drop=0.02)
-    )
+    config = evaluation_config(Gate({TOP_1: 0.25, TOP_5: 0.5}, max_accuracy_drop=0.02))
     bounds = {}
     for metric in config.metrics_specs[0].metrics:
         assert not metric.HasField("threshold")

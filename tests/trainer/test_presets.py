@@ -34,8 +34,7 @@ def test_notebook_is_the_reference_configuration() -> None:
         "learning_rate": 1e-3,
         "learning_rate_schedule": "constant",
         "weight_decay": 1e-3,
-        "min_top_1_accuracy": 0.05,
-        "min_top_5_accuracy": 0.20,
+        "floors": {"top_1_accuracy": 0.05, "top_5_accuracy": 0.20},
         "tokenizer_filters": (),
         "sequence_pooling": False,
         "linear_mlp_output": False,
@@ -147,8 +146,7 @@ def test_indivisible_patch_size_names_both_values_and_a_fix() -> None:
         ({"depthwise_convolution": True}, "blocks with batch_normalization, which is False"),
         ({"ema_momentum": 1.0}, "ema_momentum is 1.0: it must be at least 0 and below 1"),
         ({"mixed_precision": 1}, "mixed_precision is 1: it must be True or False"),
-        ({"min_top_1_accuracy": 5}, "min_top_1_accuracy is 5: it must be a fraction"),
-        ({"min_top_1_accuracy": 0.3}, "raise it to at least 0.3"),
+        ({"floors": {"top_1_accuracy": 5}}, "the floor of top_1_accuracy is 5: it must be a fra"),
     ],
 )
 def test_bad_value_is_refused_by_name(changes: dict[str, Any], message: str) -> None:

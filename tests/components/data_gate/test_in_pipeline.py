@@ -10,7 +10,8 @@ from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from dataset import synthetic
 from dataset.format import RECORD_BYTES, DataError
 from pipeline.execution import beam_arguments
-from pipeline.graph import DataSource, Gate, create_pipeline
+from pipeline.gate import TOP_1, TOP_5, Gate
+from pipeline.graph import DataSource, create_pipeline
 from trainer.presets import get_preset
 
 
@@ -30,7 +31,7 @@ def test_transform_does_not_run_on_a_label_out_of_range(tmp_path: Path):
         preset=get_preset("notebook"),
         engine="tensorflow",
         seed=0,
-        gate=Gate(min_top_1_accuracy=0.1, min_top_5_accuracy=0.3, max_accuracy_drop=0.01),
+        gate=Gate({TOP_1: 0.1, TOP_5: 0.3}, max_accuracy_drop=0.01),
         serving_dir=str(tmp_path / "serving"),
         checkpoint_dir=str(tmp_path / "checkpoints"),
         preprocessing_code="p",

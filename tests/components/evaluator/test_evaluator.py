@@ -16,7 +16,8 @@ from tfx.types import artifact_utils, standard_artifacts
 from components.evaluator.component import BaselineEvaluator
 from components.evaluator.executor import Executor
 from pipeline.execution import beam_arguments
-from pipeline.graph import TOP_1, TOP_5, Gate, evaluation_config
+from pipeline.gate import TOP_1, TOP_5, Gate
+from pipeline.graph import evaluation_config
 from pipeline.summary import accuracies, rejection_reasons
 
 # 200 examples, two of each of the 100 classes, five classes to a superclass.
@@ -140,14 +141,14 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(scope="module")
 def first_run(workshop: Workshop) -> Evaluation:
     """The good model, with nothing to compare it to and thresholds just below its accuracies."""
-    gate = Gate(min_top_1_accuracy=0.74, min_top_5_accuracy=0.87, max_accuracy_drop=0.0)
+    gate = Gate({TOP_1: 0.74, TOP_5: 0.87}, max_accuracy_drop=0.0)
     return workshop.evaluate(workshop.good, workshop.none, gate)
 
 
 @pytest.fixture(scope="module")
 def worse_run(workshop: Workshop) -> Evaluation:
     """The poor model after the good one."""
-    gate = Gate(min_top_1_accuracy=0.1, min_top_5_accuracy=0.1, max_accuracy_drop=0.2)
+    gate = Gate({TOP_1: 0.1, TOP_5: 0.1}, max_accuracy_drop=0.2)
     return workshop.evaluate(workshop.poor, workshop.good, gate)
 
 
@@ -217,14 +218,14 @@ def test_both_models_are_measured(worse_run: Evaluation):
 
 
 def test_model_as_good_as_the_baseline_is_blessed(workshop: Workshop):
-    gate = Gate(min_top_1_accuracy=0.1, min_top_5_accuracy=0.1, max_accuracy_drop=0.0)
+    gate = Gate({TOP_1: 0.1, TOP_5: 0.1}, max_accuracy_drop=0.0)
     run = workshop.evaluate(workshop.good, workshop.good, gate)
     assert run.reasons == []
     assert run.blessed
 
 
 def test_model_below_the_value_thresholds_is_refused(workshop: Workshop):
-    gate = Gate(min_top_1_accuracy=0.76, min_top_5_accuracy=0.9, max_accuracy_drop=0.0)
+    gate = Gate({TOP_1: 0.76, TOP_5: 0.9}, max_accuracy_drop=0.0)
     run = workshop.evaluate(workshop.good, workshop.none, gate)
     assert not run.blessed
     assert sorted(run.reasons) == [
