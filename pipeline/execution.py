@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
+import shutil
 import traceback
 
 from ml_metadata.proto import metadata_store_pb2
@@ -15,9 +17,11 @@ from tfx.orchestration.portable import runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
 from dataset.locate import Dataset
-from pipeline import console, graph, summary
+from pipeline import console, graph, leftovers, summary
 from pipeline.config import PipelineConfig
-from pipeline.run_history import RunHistory, exclusive_run
+from pipeline.interruption import interruptible
+from pipeline.run_history import RunHistory
+from pipeline.run_lock import exclusive_run
 from trainer.preset import Preset
 
 ERROR_FILE = "error.log"
@@ -125,6 +129,8 @@ class Runner(LocalDagRunner):
 
         Raises:
           PipelineBusyError: It is being run by another process.
+          MetadataError: ML Metadata's database cannot be used.
+          KeyboardInterrupt: The run was interrupted, whatever became of that on its way.
           PipelineFailedError: A component failed; the traceback is in the file named.
         """
         root = self._config.pipeline_root
@@ -133,15 +139,20 @@ class Runner(LocalDagRunner):
         runtime_parameter_utils.substitute_runtime_parameter(
             pipeline, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
         )
-        with exclusive_run(root, run_id):
-            RunHistory(root).remove_leftovers()
+        with exclusive_run(root, run_id), leftovers.temporary_folder(root):
+            RunHistory(root).clean_up()
             progress = console.follow(self._config.verbosity, len(pipeline.nodes))
             try:
-                super().run_with_ir(pipeline, run_options)
+                with interruptible():
+                    super().run_with_ir(pipeline, run_options)
+            except KeyboardInterrupt:
+                RunHistory(root).interrupt(run_id)
+                raise
             except Exception as error:
                 where = _write_traceback(error, os.path.join(root, ERROR_FILE))
                 raise PipelineFailedError(
-                    f"{progress.running or 'the pipeline'} failed: {_describe(error)}\n({where})"
+                    f"{progress.running or 'the pipeline'} failed: {_describe(error, root)}\n"
+                    f"({where})"
                 ) from error
             finally:
                 progress.stop()
@@ -161,9 +172,10 @@ def _write_traceback(error: Exception, path: str) -> str:
     return f"the traceback is in {path}"
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: Exception, root: str) -> str:
     # Our own errors explain themselves; others need their type to be understood. On a full disk,
     # TFX cannot write down either that a component failed: what it failed of comes before that.
+    causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause:
         if type(cause).__module__.partition(".")[0] in (
@@ -173,5 +185,22 @@ def _describe(error: Exception) -> str:
             "pipeline",
         ):
             return str(cause)
+        causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    if any(_is_disk_full(cause) for cause in causes):
+        files = [str(name) for cause in causes if (name := getattr(cause, "filename", None))]
+        free = shutil.disk_usage(root).free
+        return (
+            f"the disk is full while {files[-1] if files else root} is written ({free / 1e6:,.0f} "
+            f"MB are free in {root}). Free space there or choose another --work_dir, and give the "
+            "same command again: it goes on from the last finished component."
+        )
     return f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether Python, sqlite or TensorFlow say that there is no space."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT) or any(
+        words in str(error) for words in ("disk is full", os.strerror(errno.ENOSPC))
+    )

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Iterator
 
 # Longer than a garbage collection, during which it would be lost again.
@@ -20,12 +21,22 @@ def interruptible() -> Iterator[None]:
     Python runs a signal's handler between two instructions of the main thread, wherever that is.
     Within a finalizer or a callback of the garbage collector, which training sets off often, what
     the handler raises cannot propagate: Python reports it as "Exception ignored" and goes on. Such
-    an interruption is repeated here until it gets through.
+    an interruption is repeated here until it gets through. Others, such as Beam, turn it into an
+    error of their own: what the block raises after an interruption is a KeyboardInterrupt again.
 
     SIGTERM is an interruption, too, since it works where a shell has made the process ignore
     Ctrl-C, as in the background.
     """
-    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    arrived = False
+
+    def interrupt(signum: int, frame: types.FrameType | None) -> None:
+        nonlocal arrived
+        arrived = True
+        raise KeyboardInterrupt
+
+    handlers = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        handlers[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     report = sys.unraisablehook
     retries: list[threading.Timer] = []
 
@@ -41,8 +52,13 @@ def interruptible() -> Iterator[None]:
     sys.unraisablehook = repeat_or_report
     try:
         yield
+    except Exception as error:
+        if arrived:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for retry in retries:
             retry.cancel()
         sys.unraisablehook = report
-        signal.signal(signal.SIGTERM, terminate)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

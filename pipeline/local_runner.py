@@ -20,9 +20,11 @@ from dataset.format import (
     DataError,
     count_records,
 )
-from pipeline import command_line, console
+from pipeline import command_line, console, metadata_file, run_lock
 from pipeline import config as pipeline_config
 from pipeline.interruption import interruptible
+from pipeline.metadata_file import MetadataError
+from pipeline.run_lock import PipelineBusyError
 from trainer import engines, hyperparameters, presets
 from trainer.preset import Preset
 
@@ -82,7 +84,16 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
         check_installed(config.export_formats)
         dataset = locate(config.data, Path(config.work_dir))
         _make_folders(config.pipeline_root, config.model_dir(dataset.name, subset=dataset.subset))
-    except (DataError, MissingPackagesError, pipeline_config.ConfigError) as error:
+        if "tfx" not in sys.modules:  # TFX's command line does not run every pipeline it loads
+            run_lock.check_free(config.pipeline_root)
+            metadata_file.check(config.metadata_path)
+    except (
+        DataError,
+        MissingPackagesError,
+        PipelineBusyError,
+        MetadataError,
+        pipeline_config.ConfigError,
+    ) as error:
         _fail(error)
 
     # Only now: importing TFX takes longer than finding out that the data are not there.
@@ -91,7 +102,6 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
         import tensorflow as tf
 
         from pipeline import execution
-        from pipeline.run_history import PipelineBusyError
 
         # JAX may see GPUs where TensorFlow was installed without CUDA.
         try:
@@ -112,7 +122,7 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
     pipeline = execution.build_pipeline(config, dataset, preset)
     try:
         execution.Runner(config).run(pipeline)
-    except (execution.PipelineFailedError, PipelineBusyError) as error:
+    except (execution.PipelineFailedError, PipelineBusyError, MetadataError) as error:
         _fail(error)
     except OSError as error:  # ours, outside of any component
         _fail(

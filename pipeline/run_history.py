@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import glob
 import os
 import shutil
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
-from ml_metadata import metadata_store
+from ml_metadata import errors, metadata_store
 from ml_metadata.proto import metadata_store_pb2
 
+from pipeline import leftovers, metadata_file
 from pipeline.config import metadata_path
+from pipeline.run_lock import exclusive_run, lock_holder
 
 _RUN_TYPE = "pipeline_run"
 _DELETED_PROPERTY = "deleted"
+_RUNNING, _INTERRUPTED = "RUNNING", "INTERRUPTED"
 _STATES = {
     metadata_store_pb2.Execution.COMPLETE: "COMPLETE",
     metadata_store_pb2.Execution.CACHED: "CACHED",
     metadata_store_pb2.Execution.FAILED: "FAILED",
-    metadata_store_pb2.Execution.CANCELED: "CANCELED",
+    metadata_store_pb2.Execution.CANCELED: _INTERRUPTED,
 }
 _FINISHED = (metadata_store_pb2.Execution.COMPLETE, metadata_store_pb2.Execution.CACHED)
-_RUNNING, _INTERRUPTED = "RUNNING", "INTERRUPTED"
+_UNFINISHED = (metadata_store_pb2.Execution.NEW, metadata_store_pb2.Execution.RUNNING)
 # The last component of the graph: a run is complete when it is.
 _LAST_COMPONENT = "Pusher"
-
-
-class PipelineBusyError(RuntimeError):
-    """Another process is running the pipeline."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +83,24 @@ class RunHistory:
 
     Args:
       pipeline_root: Folder of the pipeline's artifacts.
+
+    Raises:
+      MetadataError: The metadata cannot be read.
     """
 
     def __init__(self, pipeline_root: str):
         self._root = pipeline_root
         path = metadata_path(pipeline_root)
         self._store: metadata_store.MetadataStore | None = None
+        metadata_file.check(path)
         if os.path.exists(path):
             config = metadata_store_pb2.ConnectionConfig()
             config.sqlite.filename_uri = path
             config.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE
-            self._store = metadata_store.MetadataStore(config)
+            try:
+                self._store = metadata_store.MetadataStore(config)
+            except (errors.StatusError, RuntimeError) as error:
+                raise metadata_file.metadata_error(path, error) from None
 
     def runs(self) -> list[Run]:
         """Returns all runs that were not deleted, the newest first."""
@@ -169,19 +171,44 @@ class RunHistory:
             self._store.put_contexts([context])
             return len(removed)
 
-    def remove_leftovers(self) -> None:
-        """Removes what components that were interrupted or killed have left half-written.
+    def clean_up(self) -> None:
+        """Clears away what interrupted and killed runs have left; to be called before a run.
 
+        Their executions are marked as interrupted and what they have left half-written is removed.
         TFX removes the outputs of a component that fails, and no component reads those of one that
         did not finish. To be called by whoever holds the pipeline.
         """
+        executions = self._store.get_executions() if self._store else []
+        self._cancel([e for e in executions if e.last_known_state in _UNFINISHED])
+        leftovers.remove_working_folders(self._root)
+        for execution in executions:
+            if execution.last_known_state not in _FINISHED:
+                node = Path(self._root, self._node_of(execution))
+                for folder in node.glob(f"*/{execution.id}"):
+                    shutil.rmtree(folder)
+        aside = leftovers.set_aside_unknown(self._root, {e.id for e in executions})
+        if aside:
+            print(
+                f"artifacts that {metadata_path(self._root)} does not know were moved to {aside}: "
+                "remove it if you do not need them",
+                flush=True,
+            )
+
+    def interrupt(self, run_id: str) -> None:
+        """Marks what a run has not finished as interrupted, and so the run."""
         if self._store is None:
             return
-        for execution in self._store.get_executions():
-            if execution.last_known_state not in _FINISHED:
-                node = glob.escape(os.path.join(self._root, self._node_of(execution)))
-                for folder in glob.glob(f"{node}/*/{execution.id}"):
-                    shutil.rmtree(folder)
+        context = self._store.get_context_by_type_and_name(_RUN_TYPE, run_id)
+        if context:
+            executions = self._store.get_executions_by_context(context.id)
+            # Beam makes a failure of an interruption.
+            self._cancel([e for e in executions if e.last_known_state not in _FINISHED])
+
+    def _cancel(self, executions: list[metadata_store_pb2.Execution]) -> None:
+        for execution in executions:
+            execution.last_known_state = metadata_store_pb2.Execution.CANCELED
+        if self._store and executions:
+            self._store.put_executions(executions)
 
     def _run(self, context: metadata_store_pb2.Context, running: bool) -> Run:
         assert self._store is not None
@@ -236,72 +263,3 @@ def _run_state(components: list[ComponentRun], running: bool) -> str:
         return _RUNNING
     finished = {c.name for c in components if c.state in ("COMPLETE", "CACHED")}
     return "COMPLETE" if _LAST_COMPONENT in finished else _INTERRUPTED
-
-
-@dataclass(frozen=True)
-class LockHolder:
-    """Who holds a pipeline.
-
-    Attributes:
-      process: Process id.
-      run_id: The run that it executes; empty when it does something else.
-    """
-
-    process: int
-    run_id: str
-
-
-@contextlib.contextmanager
-def exclusive_run(pipeline_root: str, run_id: str = "") -> Iterator[None]:
-    """Holds a pipeline for one process; the system frees it when the process ends, however.
-
-    Args:
-      pipeline_root: Folder of the pipeline's artifacts; made if needed.
-      run_id: The run that is to be executed.
-
-    Raises:
-      PipelineBusyError: Another process holds it.
-    """
-    os.makedirs(pipeline_root, exist_ok=True)
-    with open(_lock_path(pipeline_root), "a+") as lock:
-        if not _try_lock(lock.fileno()):
-            holder = lock_holder(pipeline_root)
-            who = f" (process {holder.process})" if holder else ""
-            raise PipelineBusyError(
-                f"the pipeline in {pipeline_root} is running already{who}: wait for it, stop it, "
-                "or choose another --work_dir or --pipeline_name."
-            )
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} {run_id}\n")
-        lock.flush()
-        yield
-
-
-def lock_holder(pipeline_root: str) -> LockHolder | None:
-    """Finds out which process, this one or another, holds a pipeline; None when it is free."""
-    try:
-        with open(_lock_path(pipeline_root)) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return None
-            except BlockingIOError:
-                process, _, run_id = lock.read().strip().partition(" ")
-    except FileNotFoundError:
-        return None
-    # Empty for the moment between locking the file and writing to it.
-    return LockHolder(int(process), run_id) if process else None
-
-
-def _try_lock(file: int) -> bool:
-    # More than once, since `lock_holder` takes the lock for a moment to see whether it is free.
-    for _ in range(5):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.1)
-    return False
-
-
-def _lock_path(pipeline_root: str) -> str:
-    return os.path.join(pipeline_root, ".lock")

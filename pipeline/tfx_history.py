@@ -13,7 +13,9 @@ import click
 from tfx.tools.cli import labels
 from tfx.tools.cli.handler import local_handler
 
-from pipeline.run_history import PipelineBusyError, RunHistory, lock_holder
+from pipeline.metadata_file import MetadataError
+from pipeline.run_history import RunHistory
+from pipeline.run_lock import PipelineBusyError, lock_holder
 
 # Training stops between two steps, Beam between two bundles.
 _TERMINATION_SECONDS = 30
@@ -24,7 +26,7 @@ class HistoryHandler(local_handler.LocalHandler):
 
     def list_runs(self) -> None:
         """Prints a table of the pipeline's runs, the newest first."""
-        runs = RunHistory(self._pipeline_root(self.flags_dict[labels.PIPELINE_NAME])).runs()
+        runs = _history(self._pipeline_root(self.flags_dict[labels.PIPELINE_NAME])).runs()
         if not runs:
             click.echo("No runs.")
             return
@@ -38,7 +40,7 @@ class HistoryHandler(local_handler.LocalHandler):
         """Prints the state of a run and of its components."""
         name = self.flags_dict[labels.PIPELINE_NAME]
         try:
-            run = RunHistory(self._pipeline_root(name)).run(self.flags_dict[labels.RUN_ID])
+            run = _history(self._pipeline_root(name)).run(self.flags_dict[labels.RUN_ID])
         except KeyError as error:
             sys.exit(error.args[0])
         click.echo(f"{run.run_id}: {run.state}")
@@ -49,7 +51,7 @@ class HistoryHandler(local_handler.LocalHandler):
         """Removes a run and the artifacts that only it uses; pushed models stay."""
         run_id = self.flags_dict[labels.RUN_ID]
         for root in self._pipeline_roots():
-            history = RunHistory(root)
+            history = _history(root)
             if run_id not in {run.run_id for run in history.runs()}:
                 continue
             try:
@@ -84,3 +86,10 @@ class HistoryHandler(local_handler.LocalHandler):
     def _pipeline_roots(self) -> list[str]:
         home = Path(self._handler_home_dir)
         return [self._pipeline_root(path.parent.name) for path in home.glob("*/pipeline_args.json")]
+
+
+def _history(root: str) -> RunHistory:
+    try:
+        return RunHistory(root)
+    except MetadataError as error:
+        sys.exit(f"error: {error}")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dataset import synthetic
+from tests.support import patience
 
 # Servers of these tests are on this machine, whatever proxy leads to others.
 os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1,localhost"]))
@@ -37,24 +38,18 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def run_module() -> Command:
-    """Runs `python -m MODULE ARGUMENT...` as a user would, in a process of its own."""
+    """Runs `python -m MODULE ARGUMENT...` as a user would; `patience` watches the process."""
 
     def run(
         module: str,
         *arguments: object,
         cwd: Path = REPOSITORY,
         env: dict[str, str] | None = None,
-        timeout: float = 300,
+        cpu_seconds: float = 300,
     ) -> subprocess.CompletedProcess[str]:
         command: Sequence[str] = [sys.executable, "-m", module, *map(str, arguments)]
-        return subprocess.run(
-            command,
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
+        return patience.run(
+            command, cpu_seconds=cpu_seconds, cwd=cwd, env={**os.environ, **(env or {})}
         )
 
     return run

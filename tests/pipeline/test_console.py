@@ -19,26 +19,6 @@ def progress():
         yield result
 
 
-def test_a_line_for_each_component(progress, capsys: pytest.CaptureFixture[str]):
-    for name, cached in (("ExampleGen", False), ("Trainer", True), ("Trainer", False)):
-        absl_logging.info("Component %s is running.", name)
-        absl_logging.info("Using deployment config:\n %s", "a page of proto")
-        if cached:
-            absl_logging.info("A cached execution %d is used.", 7)
-        else:
-            absl_logging.info("Going to run a new execution %d", 8)
-        absl_logging.info("Component %s is finished.", name)
-    absl_logging.info("Component %s is running.", "Pusher")
-    assert progress.running == "Pusher"
-    assert capsys.readouterr().out.splitlines() == [
-        "[ 1/10] ExampleGen            0.0 s",
-        "[ 2/10] Trainer              cached",
-        "[ 3/10] Trainer           ",
-        "        Trainer               0.0 s",
-        "[ 4/10] Pusher            ",
-    ]
-
-
 def test_progress_survives_what_exporting_a_model_does_to_the_verbosity(
     progress, capsys: pytest.CaptureFixture[str]
 ):

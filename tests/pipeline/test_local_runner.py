@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import PipelineConfig
 from pipeline.local_runner import available_cpus, choose_training
-from pipeline.run_history import LockHolder, exclusive_run, lock_holder
+from pipeline.run_lock import LockHolder, exclusive_run, lock_holder
 
 MODULE = "pipeline.local_runner"
 
@@ -105,7 +105,7 @@ def test_a_truncated_data_file_is_refused_before_anything_runs(
 
 _HOLD = """
 import sys, time
-from pipeline.run_history import exclusive_run
+from pipeline.run_lock import exclusive_run
 with exclusive_run(sys.argv[1], "the run"):
     print("held", flush=True)
     time.sleep(600)
