@@ -33,7 +33,7 @@ LOSSES = {
 
 
 def network(name: str) -> keras.Model:
-    return build_model(PRESETS[name], num_classes=CLASSES, input_shape=SHAPE, seed=0)
+    return build_model(PRESETS[name], SHAPE, CLASSES, seed=0)
 
 
 def weights_of(name: str) -> list[float]:
