@@ -35,7 +35,13 @@ from benchmarks.train_step import (
     transform_graph,
 )
 from components.code import fingerprint
-from dataset.format import TEST_FILE, TRAIN_FILE, read_records
+from dataset.format import (
+    IMAGE_SHAPE,
+    NUM_FINE_CLASSES,
+    TEST_FILE,
+    TRAIN_FILE,
+    read_records,
+)
 from dataset.locate import locate
 from trainer import callbacks, precision, presets, schedule
 from trainer.input import make_dataset, mix_batches, raw_bytes, seed_after
@@ -57,7 +63,7 @@ def build(preset: Preset, steps_per_epoch: int) -> keras.Model:
     """The preset's network, compiled as the pipeline's Trainer does it."""
     policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
     with precision.dtype_policy(policy):
-        network = model.build_model(preset, seed=0)
+        network = model.build_model(preset, IMAGE_SHAPE, NUM_FINE_CLASSES, seed=0)
         schedule.compile_network(network, preset, steps_per_epoch=steps_per_epoch)
     return network
 
@@ -228,18 +234,25 @@ def main() -> None:
 
     def train(seed: int) -> tf.data.Dataset:
         batches = make_dataset(
-            train_images, labels[split[0]], graph, batch_size=preset.batch_size, shuffle_seed=seed
+            train_images,
+            labels[split[0]],
+            graph,
+            IMAGE_SHAPE,
+            batch_size=preset.batch_size,
+            shuffle_seed=seed,
         )
         if preset.mixes_labels:
-            batches = mix_batches(batches, Mixing(preset, 100), seed=seed)
+            batches = mix_batches(batches, Mixing(preset, NUM_FINE_CLASSES), seed=seed)
         return batches
 
     datasets = {
         "train": train,
         "validation": make_dataset(
-            raw_bytes(images[split[1]]), labels[split[1]], graph, batch_size=500
+            raw_bytes(images[split[1]]), labels[split[1]], graph, IMAGE_SHAPE, batch_size=500
         ),
-        "test": make_dataset(raw_bytes(test_images), test_labels, graph, batch_size=500),
+        "test": make_dataset(
+            raw_bytes(test_images), test_labels, graph, IMAGE_SHAPE, batch_size=500
+        ),
     }
 
     measurement = folder / "measurement.json"

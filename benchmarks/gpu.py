@@ -381,6 +381,7 @@ def _training(program: Program, data: tuple[Any, Any]) -> tuple[Any, Any]:
     import jax
     import keras
 
+    from dataset.format import NUM_FINE_CLASSES
     from trainer import presets
     from trainer.on_jax.training import Split, Training
 
@@ -395,7 +396,15 @@ def _training(program: Program, data: tuple[Any, Any]) -> tuple[Any, Any]:
         _use_cudnn_attention()
     split = Split(*data)
     mean, variance = _statistics(split.images)
-    training = Training(preset, split, 100, 0, mean=mean, variance=variance, plain=program.plain)
+    training = Training(
+        preset,
+        split,
+        NUM_FINE_CLASSES,
+        0,
+        mean=mean,
+        variance=variance,
+        plain=program.plain,
+    )
     return training, split
 
 

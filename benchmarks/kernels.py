@@ -37,6 +37,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dataset.format import IMAGE_SHAPE, NUM_FINE_CLASSES
 from trainer import presets
 from trainer.on_jax.training import Split, Training
 
@@ -90,9 +91,10 @@ def program_of(name: str, batch_size: int) -> tuple[str, float]:
     preset = dataclasses.replace(presets.get_preset(name), batch_size=batch_size, train_minutes=0.0)
     draw, number = np.random.default_rng(0), batch_size * _STEPS
     split = Split(
-        draw.integers(0, 256, (number, 32, 32, 3)).astype(np.uint8), draw.integers(0, 100, number)
+        draw.integers(0, 256, (number, *IMAGE_SHAPE)).astype(np.uint8),
+        draw.integers(0, NUM_FINE_CLASSES, number),
     )
-    training = Training(preset, split, 100, 0, mean=[128.0] * 3, variance=[4096.0] * 3)
+    training = Training(preset, split, NUM_FINE_CLASSES, 0, mean=[128.0] * 3, variance=[4096.0] * 3)
     card = topologies.get_topology_desc(
         platform="cuda", topology_name="h200", topology="1x1x1", target_config=_H200
     )

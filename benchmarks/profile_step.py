@@ -25,6 +25,7 @@ try:
 except ImportError:  # moved between TensorFlow's versions
     from tensorflow.core.profiler.protobuf import xplane_pb2
 
+from dataset.format import IMAGE_SHAPE, NUM_FINE_CLASSES
 from trainer import precision, presets, schedule
 from trainer.network import model
 
@@ -76,10 +77,12 @@ def main() -> None:
     preset = presets.get_preset(options.preset)
     policy = precision.policy_name(preset, on_gpu=False)
     with precision.dtype_policy(policy):
-        network = model.build_model(preset, seed=0, plain=options.plain)
-        schedule.compile_network(network, preset, steps_per_epoch=100)
-    images = tf.random.normal([preset.batch_size, 32, 32, 3])
-    labels = tf.constant(np.arange(preset.batch_size) % 100)
+        network = model.build_model(
+            preset, IMAGE_SHAPE, NUM_FINE_CLASSES, seed=0, plain=options.plain
+        )
+        schedule.compile_network(network, preset, steps_per_epoch=1)
+    images = tf.random.normal([preset.batch_size, *IMAGE_SHAPE])
+    labels = tf.constant(np.arange(preset.batch_size) % NUM_FINE_CLASSES)
     for _ in range(2):
         network.train_on_batch(images, labels)
     with tempfile.TemporaryDirectory() as folder:

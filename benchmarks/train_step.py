@@ -30,7 +30,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 
-from dataset.format import TRAIN_FILE, read_records
+from dataset.format import NUM_FINE_CLASSES, TRAIN_FILE, read_records
 from dataset.locate import locate
 from trainer import preprocessing, presets, schedule
 from trainer.input import FEATURES, make_dataset, raw_bytes
@@ -90,7 +90,7 @@ def build_calls(images: np.ndarray, labels: np.ndarray) -> dict[str, Call]:
     """Training and inference of both models.
 
     Args:
-      images: uint8 [256, 32, 32, 3].
+      images: uint8 [256, H, W, 3].
       labels: int64 [256].
 
     Returns:
@@ -104,14 +104,14 @@ def build_calls(images: np.ndarray, labels: np.ndarray) -> dict[str, Call]:
     calls = {}
     for who, plain in (("notebook", True), ("ours", False)):
         # A test holds the plain model to a literal restatement of the notebook's code.
-        network = model.build_model(preset, seed=0, plain=plain)
+        network = model.build_model(preset, images.shape[1:], NUM_FINE_CLASSES, seed=0, plain=plain)
         schedule.compile_network(network, preset, steps_per_epoch=176)
         served = network if plain else inference.for_inference(network)
 
         def train(network: keras.Model = network) -> None:
             network.train_on_batch(normalized, targets)
 
-        @tf.function(input_signature=[tf.TensorSpec([None, *preprocessing.IMAGE_SHAPE], tf.uint8)])
+        @tf.function(input_signature=[tf.TensorSpec([None, *images.shape[1:]], tf.uint8)])
         def predict(pixels: tf.Tensor, served: keras.Model = served) -> tf.Tensor:
             logits = served(preprocessing.normalize(pixels, mean, variance), training=False)
             return tf.nn.softmax(logits)
@@ -131,7 +131,7 @@ def transform_graph(images: np.ndarray, labels: np.ndarray, folder: Path) -> tft
     """Runs Transform's analysis.
 
     Args:
-      images: uint8 [N, 32, 32, 3].
+      images: uint8 [N, H, W, 3].
       labels: int64 [N].
       folder: To write the transform graph to.
     """
@@ -152,7 +152,7 @@ def input_rate(images: np.ndarray, labels: np.ndarray, folder: Path) -> float:
     """Images per second of the Trainer's input when nothing else is computed.
 
     Args:
-      images: uint8 [N, 32, 32, 3].
+      images: uint8 [N, H, W, 3].
       labels: int64 [N].
       folder: To write a transform graph to.
     """
@@ -160,6 +160,7 @@ def input_rate(images: np.ndarray, labels: np.ndarray, folder: Path) -> float:
         raw_bytes(images),
         labels,
         transform_graph(images[:1000], labels[:1000], folder),  # enough to have its constants
+        images.shape[1:],
         batch_size=_BATCH,
         shuffle_seed=0,
     )

@@ -2,16 +2,16 @@
 
 | signature          | input                                                    |
 |--------------------|----------------------------------------------------------|
-| `serving_default`  | `images`: uint8 [N, 32, 32, 3], RGB                      |
+| `serving_default`  | `images`: uint8 [N, H, W, 3], RGB                        |
 | `serving_bytes`    | `image_bytes`: string [N], image files of any size       |
 | `serving_examples` | `examples`: string [N], serialized tf.Examples           |
 
-All return, for each image, the most probable first: `top_5_names` string [N, 5], their superclasses
-`top_5_superclasses` string [N, 5], `top_5_ids` int32 [N, 5], `top_5_probabilities` float32 [N, 5];
-and `probabilities` float32 [N, 100].
+All return, for each image, the most probable first: `top_5_names` string [N, K], their superclasses
+`top_5_superclasses` string [N, K], `top_5_ids` int32 [N, K], `top_5_probabilities` float32 [N, K];
+and `probabilities` float32 [N, classes]. H and W are the data card's image_size, K is its `top`.
 
 `serving_bytes` turns photographs upright and cuts the middle of an image of another size down to
-32 x 32 with an antialiased bilinear filter (see `images.py`): an image of 32 x 32 passes unchanged.
+H x W with an antialiased bilinear filter (see `images.py`): one of H x W passes unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
-from dataset.card import CARD_FILE, DataCard
+from dataset.card import CARD_FILE, CHANNELS, DataCard
 from trainer import images as image_files
 from trainer import preprocessing, weights
 from trainer.network import inference
@@ -55,9 +55,7 @@ def channel_statistics(transform_output: tft.TFTransformOutput) -> tuple[np.ndar
     Returns:
       (mean, variance), each float32 [3].
     """
-    transformed = _apply_transform(
-        transform_output, np.zeros((1, *preprocessing.IMAGE_SHAPE), "u1")
-    )
+    transformed = _apply_transform(transform_output, np.zeros((1, CHANNELS), np.uint8))
     return (
         transformed[preprocessing.IMAGE_MEAN_KEY][0].numpy(),
         transformed[preprocessing.IMAGE_VARIANCE_KEY][0].numpy(),
@@ -73,10 +71,8 @@ def check_parity(transform_output: tft.TFTransformOutput) -> None:
     Raises:
       ExportError: They differ.
     """
-    levels = np.arange(256, dtype=np.uint8)
-    size = int(np.prod(preprocessing.IMAGE_SHAPE))
-    pixels = np.resize(levels, (1, size)).reshape(1, *preprocessing.IMAGE_SHAPE)
-    trained_on = _apply_transform(transform_output, pixels)[preprocessing.IMAGE_KEY]
+    pixels = np.repeat(np.arange(256, dtype=np.uint8), CHANNELS).reshape(1, 256, CHANNELS)
+    trained_on = _apply_transform(transform_output, pixels)[preprocessing.IMAGE_KEY].to_tensor()
     served = preprocessing.normalize(pixels, *channel_statistics(transform_output))
     difference = float(tf.reduce_max(tf.abs(trained_on - served)))
     if not difference <= _PARITY_TOLERANCE:
@@ -104,7 +100,7 @@ def build_archive(
     """Wraps a model in the three signatures.
 
     Args:
-      model: float32 [N, 32, 32, 3] normalised images -> logits [N, classes].
+      model: float32 [N, H, W, 3] normalized images -> logits [N, classes].
       transform_output: Gives the constants of the normalisation.
       card: Names the classes, in the order of the logits.
 
@@ -137,16 +133,16 @@ def build_archive(
 
     def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         images = tf.map_fn(
-            lambda encoded: image_files.decode_image(encoded, preprocessing.IMAGE_SHAPE[:2]),
+            lambda encoded: image_files.decode_image(encoded, card.image_size),
             image_bytes,
-            fn_output_signature=tf.TensorSpec(preprocessing.IMAGE_SHAPE, tf.uint8),
+            fn_output_signature=tf.TensorSpec(card.shape, tf.uint8),
         )
         return predict(images)
 
     def serve_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
         feature = {preprocessing.IMAGE_KEY: tf.io.FixedLenFeature([], tf.string)}
         parsed = tf.io.parse_example(examples, feature)
-        return predict(preprocessing.decode_images(parsed[preprocessing.IMAGE_KEY]))
+        return predict(preprocessing.decode_images(parsed[preprocessing.IMAGE_KEY], card.shape))
 
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -154,7 +150,7 @@ def build_archive(
         (
             SERVING_DEFAULT,
             serve_images,
-            tf.TensorSpec([None, *preprocessing.IMAGE_SHAPE], tf.uint8, name="images"),
+            tf.TensorSpec([None, *card.shape], tf.uint8, name="images"),
         ),
         (SERVING_BYTES, serve_bytes, tf.TensorSpec([None], tf.string, name="image_bytes")),
         (SERVING_EXAMPLES, serve_examples, tf.TensorSpec([None], tf.string, name="examples")),

@@ -20,13 +20,13 @@ _PARSE_BATCH = 1024
 
 
 def read_examples(file_patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a split into memory, as raw bytes: 154 MB for all of CIFAR-100.
+    """Reads a split into memory, as raw bytes.
 
     Args:
       file_patterns: Globs of GZIP-compressed TFRecord files of tf.Examples.
 
     Returns:
-      images: object [N], each 3,072 raw bytes.
+      images: object [N], the raw bytes of each.
       labels: int64 [N].
 
     Raises:
@@ -59,7 +59,7 @@ def seed_after(seed: int, epochs: int) -> int:
 
 
 def raw_bytes(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, 32, 32, 3] as `read_examples` gives them, object [N]."""
+    """Images uint8 [N, H, W, 3] as `read_examples` gives them, object [N]."""
     return np.array([image.tobytes() for image in images], dtype=object)
 
 
@@ -67,6 +67,7 @@ def make_dataset(
     images: np.ndarray,
     labels: np.ndarray,
     transform_output: tft.TFTransformOutput,
+    shape: tuple[int, int, int],
     *,
     batch_size: int,
     shuffle_seed: int | None = None,
@@ -74,22 +75,22 @@ def make_dataset(
     """Builds the batches of one split.
 
     Args:
-      images: object [N], 3,072 raw bytes each.
+      images: object [N], the raw bytes of each.
       labels: int64 [N].
       transform_output: Transform's result; its graph is applied to whole batches.
+      shape: Height, width and channels of an image.
       batch_size: Examples per batch; the last batch may be smaller.
       shuffle_seed: Reshuffle all examples at each epoch, from this seed. None keeps the order.
 
     Returns:
-      A dataset of (image float32 [B, 32, 32, 3], label int64 [B]).
+      A dataset of (image float32 [B, *shape], label int64 [B]).
     """
     layer = transform_output.transform_features_layer()
 
     def transform(raw: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         transformed = layer({preprocessing.IMAGE_KEY: raw, preprocessing.LABEL_KEY: label})
-        image = tf.ensure_shape(
-            transformed[preprocessing.IMAGE_KEY], [None, *preprocessing.IMAGE_SHAPE]
-        )
+        # As many images as there were: those of another size do not become more or fewer.
+        image = tf.reshape(transformed[preprocessing.IMAGE_KEY].flat_values, [tf.size(raw), *shape])
         return image, transformed[preprocessing.LABEL_KEY]
 
     # Positions are shuffled, not images: the buffer of a shuffle would hold all of them once more.
@@ -117,7 +118,7 @@ def mix_batches(dataset: tf.data.Dataset, mixing: Mixing, *, seed: int) -> tf.da
       seed: Of the draws, which differ from epoch to epoch.
 
     Returns:
-      A dataset of (image float32 [B, 32, 32, 3], probabilities float32 [B, classes]).
+      A dataset of (image float32 [B, H, W, 3], probabilities float32 [B, classes]).
     """
     # A seed for each batch, so that it does not matter which of them are mixed side by side.
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)

@@ -14,7 +14,6 @@ import tensorflow as tf
 from trainer import export, known_answers, weights
 from trainer.on_jax import process
 from trainer.on_jax.job import SPLITS, Folder, Job, Result
-from trainer.preprocessing import IMAGE_SHAPE
 from trainer.preset import Preset
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def fit(preset: Preset, inputs: Inputs, checkpoints: str | None = None) -> Train
         )
         folder = Folder(path)
         for name, (images, labels) in zip(SPLITS, (inputs.train_split, inputs.validation_split)):
-            folder.write_split(name, _pixels(images), labels)
+            folder.write_split(name, _pixels(images, inputs.card.shape), labels)
         folder.write_job(job, inputs.base.packed_weights() if inputs.base else None)
         process.run(folder, inputs.compiled)
         result, packed = folder.read_result()
@@ -91,7 +90,7 @@ def checked_answers(network: keras.Model, inputs: Inputs, result: Result) -> dic
     return {**answers, "probabilities": theirs}
 
 
-def _pixels(images: Any) -> np.ndarray:
-    """Images as raw bytes, [N], to uint8 [N, H, W, 3]."""
+def _pixels(images: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    """Images as raw bytes, [N], to uint8 [N, *shape]."""
     raw = images.numpy() if tf.is_tensor(images) else images
-    return np.frombuffer(b"".join(raw), np.uint8).reshape(len(raw), *IMAGE_SHAPE)
+    return np.frombuffer(b"".join(raw), np.uint8).reshape(len(raw), *shape)

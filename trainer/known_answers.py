@@ -24,8 +24,8 @@ def compute(
     """Asks the Keras model, on what it was validated with in training.
 
     Args:
-      network: float32 [N, 32, 32, 3] normalised images -> logits [N, classes].
-      images: object [N], 3,072 raw bytes each.
+      network: float32 [N, H, W, 3] normalized images -> logits [N, classes].
+      images: object [N], the raw bytes of each.
       normalized: The same images as batches of `trainer.input.make_dataset`.
 
     Returns:

@@ -76,8 +76,6 @@ def in_float32(network: keras.Model, preset: Preset) -> keras.Model:
     if all(layer.compute_dtype == "float32" for layer in network.layers):
         return network
     with dtype_policy("float32"):
-        copy = model.build_model(
-            preset, num_classes=network.output_shape[-1], input_shape=network.input_shape[1:]
-        )
+        copy = model.build_model(preset, network.input_shape[1:], network.output_shape[-1])
     copy.set_weights(network.get_weights())
     return copy

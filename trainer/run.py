@@ -44,7 +44,7 @@ class Split(NamedTuple):
     """Examples as they are on disk.
 
     Attributes:
-      images: String [N], 3,072 raw bytes each.
+      images: String [N], the raw bytes of each.
       labels: int64 [N].
     """
 
@@ -218,12 +218,13 @@ def read_inputs(fn_args: FnArgs, preset: Preset) -> tuple[Preset, Inputs]:
     train = Split(tf.constant(images), labels)
     del images  # 150 MB; the tensor is a copy
     validation = Split(*read_examples(fn_args.eval_files))
+    transform = transform_output, card.shape
     return preset, Inputs(
         transform_output,
         card,
-        functools.partial(make_dataset, *train, transform_output, batch_size=preset.batch_size),
+        functools.partial(make_dataset, *train, *transform, batch_size=preset.batch_size),
         train,
-        make_dataset(*validation, transform_output, batch_size=preset.batch_size),
+        make_dataset(*validation, *transform, batch_size=preset.batch_size),
         validation,
         base,
         fn_args.custom_config["seed"],
@@ -244,7 +245,8 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
     if inputs.engine == engines.TENSORFLOW:
         policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
     with _strategy().scope(), precision.dtype_policy(policy):
-        network = model.build_model(preset, num_classes=inputs.card.num_classes, seed=inputs.seed)
+        card = inputs.card
+        network = model.build_model(preset, card.shape, card.num_classes, seed=inputs.seed)
         if inputs.base:
             warm_start.load_weights(network, inputs.base)
         steps = math.ceil(inputs.train_examples / preset.batch_size)

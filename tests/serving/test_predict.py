@@ -22,8 +22,8 @@ from PIL import Image
 from dataset.synthetic import LABEL_NAMES
 from serving import predict
 from tests.support.cards import SYNTHETIC_CARD
+from tests.support.networks import build_model
 from trainer import export, preprocessing
-from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 ROOT = Path(__file__).resolve().parents[2]

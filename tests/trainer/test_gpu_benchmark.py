@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dataset import synthetic
+from tests.support.networks import build_model
 from trainer import weights
-from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 ROOT = Path(__file__).resolve().parents[2]

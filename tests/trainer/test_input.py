@@ -14,6 +14,7 @@ import tensorflow_transform.beam as tft_beam
 from trainer import export, preprocessing
 from trainer.input import make_dataset, read_examples, seed_after
 
+SHAPE = (32, 32, 3)
 COUNT = 103  # not a multiple of the batch size
 BATCH = 20
 
@@ -103,7 +104,7 @@ def test_a_split_without_examples_is_refused(tmp_path: Path):
 
 
 def test_batches(images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput):
-    dataset = make_dataset(raw(images), labels, transform_output, batch_size=BATCH)
+    dataset = make_dataset(raw(images), labels, transform_output, SHAPE, batch_size=BATCH)
     image_spec, label_spec = dataset.element_spec
     assert (image_spec.shape.as_list(), image_spec.dtype) == ([None, 32, 32, 3], tf.float32)
     assert (label_spec.shape.as_list(), label_spec.dtype) == ([None], tf.int64)
@@ -118,7 +119,7 @@ def test_batches(images: np.ndarray, labels: np.ndarray, transform_output: tft.T
 def test_order_is_kept_without_a_shuffle_seed(
     images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput
 ):
-    dataset = make_dataset(raw(images), labels, transform_output, batch_size=BATCH)
+    dataset = make_dataset(raw(images), labels, transform_output, SHAPE, batch_size=BATCH)
     assert label_order(dataset) == label_order(dataset) == labels.tolist()
 
 
@@ -127,7 +128,7 @@ def test_every_epoch_has_another_order_of_all_examples(
 ):
     def epochs(seed: int) -> list[list[int]]:
         dataset = make_dataset(
-            raw(images), labels, transform_output, batch_size=BATCH, shuffle_seed=seed
+            raw(images), labels, transform_output, SHAPE, batch_size=BATCH, shuffle_seed=seed
         )
         return [label_order(dataset) for _ in range(3)]
 
@@ -148,7 +149,9 @@ def test_a_continued_training_draws_anew():
 def test_labels_stay_with_their_images(
     images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput
 ):
-    dataset = make_dataset(raw(images), labels, transform_output, batch_size=BATCH, shuffle_seed=1)
+    dataset = make_dataset(
+        raw(images), labels, transform_output, SHAPE, batch_size=BATCH, shuffle_seed=1
+    )
     expected = preprocessing.normalize(images, *export.channel_statistics(transform_output)).numpy()
     for image, label in dataset.as_numpy_iterator():
         np.testing.assert_allclose(image, expected[label], atol=1e-6)

@@ -17,7 +17,7 @@ SCRIPT = """
 import dataclasses, json, sys
 import keras
 import numpy as np
-from trainer.network.model import build_model
+from tests.support.networks import build_model
 from trainer.presets import get_preset
 from trainer.schedule import build_optimizer
 

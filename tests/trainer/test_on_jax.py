@@ -19,7 +19,7 @@ import jax, jax.numpy as jnp, keras
 import numpy as np
 from trainer import schedule
 from trainer.network import compact_layers, fast_layers
-from trainer.network.model import build_model
+from tests.support.networks import build_model
 from trainer.on_jax.packing import Packing, batches
 from trainer.on_jax.training import Split, Training
 from trainer.presets import get_preset

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tests.support.networks import build_model
 from trainer import precision
-from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 

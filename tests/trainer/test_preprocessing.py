@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import apache_beam as beam
@@ -27,6 +28,7 @@ from tests.support.cards import make_card
 from trainer import export, preprocessing
 from trainer.input import make_dataset, read_examples
 
+SHAPE = (32, 32, 3)
 FEATURE_SPEC = {
     "image": tf.io.FixedLenFeature([], tf.string),
     "label": tf.io.FixedLenFeature([], tf.int64),
@@ -86,10 +88,10 @@ def exported(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Pa
     The logits are the pixels and, last, a zero: the log of the ratio of a probability to the last
     one is a pixel.
     """
-    pixels = int(np.prod(preprocessing.IMAGE_SHAPE))
+    pixels = int(np.prod(SHAPE))
     model = keras.Sequential(
         [
-            keras.Input(preprocessing.IMAGE_SHAPE),
+            keras.Input(SHAPE),
             keras.layers.Reshape((pixels, 1)),
             keras.layers.ZeroPadding1D((0, 1)),
             keras.layers.Flatten(),
@@ -103,7 +105,7 @@ def exported(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def seen_by_model(outputs: dict[str, tf.Tensor]) -> np.ndarray:
     logarithms = np.log(outputs["probabilities"].numpy().astype(np.float64))
-    return (logarithms[:, :-1] - logarithms[:, -1:]).reshape(-1, *preprocessing.IMAGE_SHAPE)
+    return (logarithms[:, :-1] - logarithms[:, -1:]).reshape(-1, *SHAPE)
 
 
 def test_mean_and_variance_are_those_of_the_train_split(prepared: Prepared):
@@ -121,6 +123,33 @@ def test_mean_and_variance_are_those_of_the_train_split(prepared: Prepared):
     everything, _, _ = binary.read_records(prepared.folder / binary.TRAIN_FILE)
     assert len(images) == 0.9 * len(everything)
     assert not np.allclose(mean, everything.mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-5)
+
+
+def analyzed(images: Sequence[np.ndarray], parts: int, folder: Path) -> tuple[np.ndarray, ...]:
+    """Statistics of images that Beam gets in so many parts."""
+    source = tft.DatasetMetadata.from_feature_spec(FEATURE_SPEC)
+    rows = [{"image": image.tobytes(), "label": 0, "superclass": 0} for image in images]
+    with beam.Pipeline() as pipeline, tft_beam.Context(temp_dir=str(folder / "tmp")):
+        collections = [
+            pipeline | f"Create{part}" >> beam.Create(rows[part::parts]) for part in range(parts)
+        ]
+        data = (collections | beam.Flatten(), source)
+        graph = data | tft_beam.AnalyzeDataset(preprocessing.preprocessing_fn)
+        _ = graph | tft_beam.WriteTransformFn(str(folder / "graph"))
+    return export.channel_statistics(tft.TFTransformOutput(str(folder / "graph")))
+
+
+def test_statistics_do_not_depend_on_the_order_of_the_examples(tmp_path: Path):
+    draw = np.random.default_rng(0)
+    # Skewed, so that sums of floats do depend on it.
+    images = (255 * draw.random((400, 20, 24, 3)) ** 3).astype(np.uint8)
+    pixels = images.reshape(-1, 3).astype(np.int64)
+    mean = pixels.sum(axis=0) / len(pixels)
+    expected = mean, (pixels**2).sum(axis=0) / len(pixels) - mean**2
+    for parts, order in enumerate((np.arange(400), draw.permutation(400), draw.permutation(400))):
+        found = analyzed(images[order], 1 + 2 * parts, tmp_path / str(parts))
+        for ours, exact in zip(found, expected, strict=True):
+            assert ours.tolist() == exact.astype(np.float32).tolist()
 
 
 def test_normalized_train_split_has_zero_mean_and_unit_variance(prepared: Prepared):
@@ -143,7 +172,7 @@ def test_all_ways_give_the_model_the_same_pixels(prepared: Prepared, exported: P
     eager = preprocessing.normalize(pixels, mean, variance)
     mapped = tf.data.Dataset.from_tensor_slices(pixels).batch(20)
     mapped = mapped.map(lambda batch: preprocessing.normalize(batch, mean, variance))
-    trained_on = make_dataset(raw, labels, prepared.transform_output, batch_size=20)
+    trained_on = make_dataset(raw, labels, prepared.transform_output, SHAPE, batch_size=20)
     layer = prepared.transform_output.transform_features_layer()
     transformed = layer({"image": tf.constant(raw), "label": tf.constant(labels)})
     signatures = tf.saved_model.load(str(exported)).signatures
@@ -162,19 +191,21 @@ def test_all_ways_give_the_model_the_same_pixels(prepared: Prepared, exported: P
         "eager": eager.numpy(),
         "tf.data": np.concatenate(list(mapped.as_numpy_iterator())),
         "training": np.concatenate([batch for batch, _ in trained_on.as_numpy_iterator()]),
-        "transform graph": transformed["image"].numpy(),
+        "transform graph": transformed["image"].to_tensor().numpy(),
         "serving_default": seen_by_model(signatures["serving_default"](tf.constant(pixels))),
         "serving_bytes": seen_by_model(signatures["serving_bytes"](tf.constant(pngs))),
         "serving_examples": seen_by_model(signatures["serving_examples"](tf.constant(examples))),
     }.items():
-        np.testing.assert_allclose(images, by_definition, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(
+            images.reshape(by_definition.shape), by_definition, atol=2e-6, err_msg=name
+        )
     np.testing.assert_array_equal(transformed["label"], labels)
 
 
 def test_examples_are_the_records_in_row_major_rgb(prepared: Prepared):
     raw, labels = read_examples(prepared.files("test"))
     images, fine, _ = binary.read_records(prepared.folder / binary.TEST_FILE)
-    decoded = preprocessing.decode_images(tf.constant(raw)).numpy()
+    decoded = preprocessing.decode_images(tf.constant(raw), SHAPE).numpy()
     assert decoded.dtype == np.uint8
     # Beam writes shards in any order.
     key = [image.tobytes() for image in images]
@@ -185,11 +216,11 @@ def test_examples_are_the_records_in_row_major_rgb(prepared: Prepared):
 
 def test_images_of_another_length_are_refused():
     image = bytes(3072)
-    assert preprocessing.decode_images(tf.constant([image] * 2)).shape == (2, 32, 32, 3)
-    assert preprocessing.decode_images(tf.constant([], tf.string)).shape == (0, 32, 32, 3)
+    assert preprocessing.decode_images(tf.constant([image] * 2), SHAPE).shape == (2, 32, 32, 3)
+    assert preprocessing.decode_images(tf.constant([], tf.string), SHAPE).shape == (0, 32, 32, 3)
     for wrong in (image * 2, image[:-1], b""):
         with pytest.raises(tf.errors.InvalidArgumentError):
-            preprocessing.decode_images(tf.constant([wrong, wrong]))
+            preprocessing.decode_images(tf.constant([wrong, wrong]), SHAPE)
 
 
 def test_a_constant_channel_becomes_zero():

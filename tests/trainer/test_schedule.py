@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.network.model import build_model
+from tests.support.networks import build_model
 from trainer.presets import get_preset
 from trainer.schedule import (
     SmoothedCrossentropy,

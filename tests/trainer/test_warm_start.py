@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.support.cards import make_card
+from tests.support.networks import build_model
 from tests.trainer.training import Inputs, report, train
 from trainer import export, warm_start
 from trainer import weights as packed_weights
-from trainer.network import model
 from trainer.preset import ARCHITECTURE, Preset
 from trainer.presets import PRESETS, get_preset
 from trainer.warm_start import BaseModel, WarmStartError, read_base_model
@@ -122,7 +122,7 @@ def test_architecture_is_all_that_weights_and_outputs_depend_on(
 ):
     preset = get_preset(name)
     same = dataclasses.replace(other, **{field: getattr(preset, field) for field in ARCHITECTURE})
-    first, second = (model.build_model(each, seed=n) for n, each in enumerate((preset, same)))
+    first, second = (build_model(each, seed=n) for n, each in enumerate((preset, same)))
     weights = tmp_path / export.WEIGHTS_FILE
     weights.write_bytes(packed_weights.pack(first))
     warm_start.load_weights(second, BaseModel(str(weights), {}, {}))
@@ -133,7 +133,7 @@ def test_architecture_is_all_that_weights_and_outputs_depend_on(
 
 def test_weights_that_do_not_fit(tmp_path: Path):
     weights = tmp_path / export.WEIGHTS_FILE
-    weights.write_bytes(packed_weights.pack(model.build_model(TINY)))
-    deeper = model.build_model(dataclasses.replace(TINY, transformer_layers=3))
+    weights.write_bytes(packed_weights.pack(build_model(TINY)))
+    deeper = build_model(dataclasses.replace(TINY, transformer_layers=3))
     with pytest.raises(WarmStartError, match=r"do not fit: it has \d+ of them"):
         warm_start.load_weights(deeper, BaseModel(str(weights), {}, {}))

@@ -29,9 +29,9 @@ from trainer.preset import Preset
 
 def build_model(
     preset: Preset,
+    shape: tuple[int, int, int],
+    num_classes: int,
     *,
-    num_classes: int = 100,
-    input_shape: tuple[int, int, int] = (32, 32, 3),
     seed: int | None = None,
     plain: bool = False,
 ) -> keras.Model:
@@ -42,8 +42,8 @@ def build_model(
 
     Args:
         preset: The architecture.
+        shape: Height, width and channels of the images.
         num_classes: Number of logits.
-        input_shape: Height, width and channels of the images.
         seed: Fixes the initial weights and the streams of dropout and augmentation (the same seed
             gives the same model on the same backend); None draws fresh ones.
         plain: Compute as the reference does, step by step, in place of
@@ -53,27 +53,24 @@ def build_model(
             they are resized.
 
     Returns:
-        A model from `image`, normalized float32 [N, *input_shape], to logits, float32
+        A model from `image`, normalized float32 [N, *shape], to logits, float32
         [N, num_classes], also under a mixed-precision policy.
 
     Raises:
-        ValueError: `num_classes` or `input_shape` is not positive.
+        ValueError: `num_classes` or `shape` is not positive.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}: it must be at least 1.")
-    if len(input_shape) != 3 or min(input_shape) < 1:
+    if len(shape) != 3 or min(shape) < 1:
         raise ValueError(
-            f"input_shape is {tuple(input_shape)}: it must be (height, width, channels), "
-            f"each at least 1."
+            f"shape is {tuple(shape)}: it must be (height, width, channels), each at least 1."
         )
     with _default_seeds(seed):
-        return _build(preset, num_classes, tuple(input_shape), plain)
+        return _build(preset, tuple(shape), num_classes, plain)
 
 
-def _build(
-    preset: Preset, num_classes: int, input_shape: tuple[int, ...], plain: bool
-) -> keras.Model:
-    image = keras.Input(input_shape, dtype="float32", name="image")  # (B, H, W, C)
+def _build(preset: Preset, shape: tuple[int, ...], num_classes: int, plain: bool) -> keras.Model:
+    image = keras.Input(shape, dtype="float32", name="image")  # (B, H, W, C)
     fold = not (plain or preset.tokenizer_filters or preset.random_shift)
     x = _embed(preset, image) if fold else _embed_plainly(preset, image)  # (B, N, D)
     x = _encode(preset, x, plain)  # (B, N, D)

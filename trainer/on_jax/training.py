@@ -147,7 +147,8 @@ class Training:
         self.preset, self.seed, self.num_classes = preset, seed, num_classes
         self.mean, self.variance = np.asarray(mean, "f4"), np.asarray(variance, "f4")
         with _on_host():
-            self.network = build_model(preset, num_classes=num_classes, seed=seed, plain=plain)
+            shape = train.images.shape[1:]
+            self.network = build_model(preset, shape, num_classes, seed=seed, plain=plain)
             if weights is not None:
                 self.network.set_weights(weights)
             self.loss = schedule.build_loss(preset)

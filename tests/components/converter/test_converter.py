@@ -26,8 +26,8 @@ from components.converter.saved_model import ConversionError, PixelsToProbabilit
 from components.examples import ExamplesError
 from tests.support.cards import make_card
 from tests.support.examples import example, examples_artifact
+from tests.support.networks import build_model
 from trainer.network import inference
-from trainer.network.model import build_model
 from trainer.presets import PRESETS, get_preset
 
 CLASSES = 5

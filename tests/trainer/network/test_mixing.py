@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+from tests.support.networks import build_model
 from trainer import schedule
 from trainer.input import mix_batches
 from trainer.network.mixing import Mixing
-from trainer.network.model import build_model
 from trainer.presets import get_preset
 
 COUNT = 40

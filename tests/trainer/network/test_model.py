@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from tests.support.networks import build_model
 from trainer.network.compact_layers import FusedBatchNormalization
 from trainer.network.inference import for_inference
-from trainer.network.model import build_model
 from trainer.presets import PRESETS, get_preset
 from trainer.schedule import build_optimizer
 
@@ -162,8 +162,8 @@ def test_resize_only_where_the_size_differs(notebook: keras.Model) -> None:
     ("arguments", "message"),
     [
         ({"num_classes": 0}, "num_classes is 0"),
-        ({"input_shape": (32, 32)}, r"input_shape is \(32, 32\)"),
-        ({"input_shape": (32, 0, 3)}, r"input_shape is \(32, 0, 3\)"),
+        ({"input_shape": (32, 32)}, r"shape is \(32, 32\)"),
+        ({"input_shape": (32, 0, 3)}, r"shape is \(32, 0, 3\)"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
