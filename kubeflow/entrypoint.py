@@ -7,8 +7,12 @@ artifacts, nor what it leaves out. This one goes between: it
   before this process runs and uploads afterwards, and their URIs to the launcher;
 - tells TFX the types of input artifacts, which KFP does not pass on, and not of outputs that are
   none of TFX's (the launcher's own log);
-- refuses what no container can reach, before the seconds that importing TFX takes;
-- exits with a code other than 0 and the cause in the last line when the component fails, without an
+- replaces the placeholders in parameters that the launcher has left: up to KFP 2.5 it replaces them
+  in random order, and so only those that come after the executor input that they are in;
+- refuses what no container can reach, inputs whose files are gone, and folders that the component
+  could not write into in the end, before the seconds that importing TFX takes;
+- exits at once when the component has finished, whatever threads and exit handlers of libraries are
+  still there, or with a code other than 0 and the cause in the last line when it fails, without an
   executor output.
 
 VIT_MIRROR_ROOT, by default `/`, is the folder of the mirrors, for running a container's command by
@@ -19,8 +23,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -32,6 +39,11 @@ MIRRORS = {"minio://": "minio", "s3://": "s3", "gs://": "gcs"}
 ROOT_VARIABLE = "VIT_MIRROR_ROOT"
 # Of an executor's exec_properties, which no file system of TensorFlow and Beam can open.
 UNREACHABLE = ("minio://", "s3://")
+# Parameters with folders that are no artifacts and that this component or a later one writes into.
+WRITTEN = ("checkpoint_dir", "serving_dir")
+# Of an artifact: how many files it has. A launcher says nothing where they are gone.
+FILES = "vit_files"
+_PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 _PACKAGES = ("components", "dataset", "pipeline", "serving", "trainer")
 
 
@@ -78,20 +90,31 @@ def localize(executor_input: Json, inputs_spec: Json, mirror: Mirror) -> Json:
       The same with local paths, all types, and without outputs that are not of a TFX type.
 
     Raises:
-      EntrypointError: An output's bucket has no mirror, or a parameter names a place out of reach.
+      EntrypointError: An output's bucket has no mirror, an input's files are gone, or a parameter
+        names a place out of reach or one that cannot be written.
     """
     result: Json = json.loads(json.dumps(executor_input))
     inputs = result.setdefault("inputs", {})
-    for name, value in inputs.get("parameterValues", {}).items():
-        inputs["parameterValues"][name] = _check_parameter(name, value)
+    values = inputs.get("parameterValues", {})
+    inputs["parameterValues"] = {
+        name: _check_parameter(name, fill(name, value, values)) for name, value in values.items()
+    }
+    for name in WRITTEN:
+        if str(values.get(name, "")).startswith("/"):
+            _check_writable(name, values[name])
     declared = inputs_spec.get("artifacts", {})
     for name, artifact in _artifacts(inputs):
         if name in declared:  # KFP gives an empty schema
             artifact["type"] = declared[name]["artifactType"]
-        artifact["uri"] = mirror.path(artifact["uri"])
-        # An artifact without files is a folder here, and nothing at all in an object store.
-        if artifact["uri"].startswith("/"):
-            os.makedirs(artifact["uri"], exist_ok=True)
+        # TFX makes its id of the name, and the executor output's references of that. Without ML
+        # Metadata (KFP after 2.17), the name is its producer's output key, the same in every run.
+        artifact["name"] = artifact.get("artifactId") or artifact.get("name", "")
+        path = mirror.path(artifact["uri"])
+        if path.startswith("/"):
+            _check_files(name, artifact, path)
+            # An artifact without files is a folder here, and nothing at all in an object store.
+            os.makedirs(path, exist_ok=True)
+        artifact["uri"] = path
     outputs = result.setdefault("outputs", {})
     outputs["artifacts"] = {
         name: artifacts
@@ -127,12 +150,88 @@ def _artifacts(part: Json) -> Iterator[tuple[str, Json]]:
             yield name, artifact
 
 
+def fill(name: str, value: Any, values: Json) -> Any:
+    """Replaces the placeholders that a launcher has left in a parameter.
+
+    Args:
+      name: Of the parameter.
+      value: Its value.
+      values: All parameters of the component.
+
+    Returns:
+      The value, with those it refers to in their place, escaped where it is JSON.
+
+    Raises:
+      EntrypointError: A placeholder is of another kind, or of a parameter that there is not.
+    """
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            return match[0]
+        text = json.dumps(values[match[1]])
+        if not isinstance(values[match[1]], str):
+            return text
+        return text[1:-1] if _is_json(value) else str(values[match[1]])
+
+    # In one go: what a value has in it is not replaced again.
+    filled = _PLACEHOLDER.sub(replacement, value)
+    if "{{$" in filled:
+        raise EntrypointError(
+            f"parameter {name!r} has a placeholder in it that nothing has replaced: {filled}"
+        )
+    return filled
+
+
+def _is_json(value: str) -> bool:
+    return value.lstrip()[:1] == "{" and value.lstrip()[:3] != "{{$"
+
+
+def _check_writable(name: str, folder: str) -> None:
+    """Writes into a folder, or where it will be made, and takes that away again."""
+    place = folder
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".probe-"):
+            pass
+    except OSError as error:
+        status = os.stat(place)
+        raise EntrypointError(
+            f"{name} is {folder}, and {place} cannot be written to: {error.strerror}. This is user "
+            f"{os.getuid()} with the groups {sorted({os.getgid(), *os.getgroups()})}; it belongs "
+            f"to user {status.st_uid} and group {status.st_gid}, mode {status.st_mode & 0o7777:o}. "
+            "Make it writable for one of these groups, as kubeflow/manifests/loader.yaml does."
+        ) from error
+
+
+def _check_files(name: str, artifact: Json, path: str) -> None:
+    """Refuses an artifact that has lost its files, such as one from the cache."""
+    expected = int(artifact.get("metadata", {}).get(FILES, 0))
+    found = _count_files(path)
+    if found < expected:
+        raise EntrypointError(
+            f"input {name!r} was made with {_count(expected)} at {artifact['uri']}, and "
+            f"{_count(found)} came from there: removed, it seems, while Kubeflow Pipelines' cache "
+            "still knows it. Compile with --no_cache to have it made anew."
+        )
+
+
+def _count(files: int) -> str:
+    return f"{files or 'no'} file{'' if files == 1 else 's'}"
+
+
+def _count_files(folder: str) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
 def _check_parameter(name: str, value: Any) -> Any:
     """Refuses places out of reach; returns the value, with whole numbers in JSON as such."""
     if not isinstance(value, str):
         return value
     try:
-        document = json.loads(value, parse_float=_number) if value.lstrip()[:1] == "{" else value
+        document = json.loads(value, parse_float=_number) if _is_json(value) else value
     except ValueError as error:
         raise EntrypointError(
             f"parameter {name!r} is not JSON: {error}. A run's parameters must not have quotes, "
@@ -173,8 +272,8 @@ def globalize(executor_output: Json, executor_input: Json, mirror: Mirror) -> Js
       mirror: Where artifacts are.
 
     Returns:
-      The same with the URIs that KFP gave, in the metadata, too, and without properties that have
-      no value, which the launcher refuses.
+      The same with the URIs that KFP gave, in the metadata, too, with the number of files, and
+      without properties that have no value, which the launcher refuses.
     """
     given = dict(_artifacts(executor_input.get("outputs", {})))
     result: Json = json.loads(json.dumps(executor_output))
@@ -185,6 +284,9 @@ def globalize(executor_output: Json, executor_input: Json, mirror: Mirror) -> Js
             for key, value in artifact.get("metadata", {}).items()
             if value is not None
         }
+        path = mirror.path(artifact["uri"])
+        if path.startswith("/"):
+            artifact["metadata"][FILES] = float(_count_files(path))
     return result
 
 
@@ -246,17 +348,31 @@ def _describe(error: BaseException) -> str:
     return text if own else f"{type(error).__name__}: {text}"
 
 
+def _leave(code: int) -> NoReturn:
+    """Ends the process, though not the interpreter.
+
+    What libraries do at its end can abort it after all work is done, their threads can keep the
+    container alive, and either could write behind the cause of a failure.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main() -> NoReturn:
     """Runs the executor that the command line names.
 
-    Raises:
-      SystemExit: With code 0 if it has finished, 2 for a bad command line, else 1.
+    Exits with code 0 if it has finished, 2 for a bad command line, else 1.
     """
     parser = argparse.ArgumentParser(description="Runs a component of the pipeline.")
     parser.add_argument("--executor_class_path", required=True, metavar="MODULE.CLASS")
     for flag, name in (("invocation_args", "invocation"), ("inputs_spec_args", "inputs_spec")):
         parser.add_argument(f"--json_serialized_{flag}", dest=name, required=True, metavar="JSON")
     arguments, beam_arguments = parser.parse_known_args()
+    # Model servers read what is pushed as another user; a later task may be another one, too, of
+    # the same group.
+    os.umask(0o002)
     try:
         _run(arguments, beam_arguments)
     except Exception as error:
@@ -265,10 +381,8 @@ def main() -> NoReturn:
         component = arguments.executor_class_path
         sys.stdout.flush()
         print(f"error: {component} failed: {_describe(error)}", file=sys.stderr, flush=True)
-        # Not through the interpreter's end: threads of libraries must neither keep the container
-        # alive nor write behind the cause.
-        os._exit(1)
-    sys.exit(0)
+        _leave(1)
+    _leave(0)
 
 
 if __name__ == "__main__":

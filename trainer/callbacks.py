@@ -98,14 +98,25 @@ class HistoryFile(keras.callbacks.Callback):
         self._epoch_began = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Appends the epoch and replaces the file."""
+        """Appends the epoch and replaces the file.
+
+        Raises:
+          CheckpointError: The disk is full or not writable.
+        """
         seconds = time.monotonic() - self._epoch_began
         metrics = {name: round(float(value), 6) for name, value in (logs or {}).items()}
         self.epochs.append({"epoch": epoch + 1, **metrics, "seconds": round(seconds, 1)})
         partial = Path(f"{self._path}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(self.epochs, indent=1) + "\n")
-        partial.replace(self._path)
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(self.epochs, indent=1) + "\n")
+            partial.replace(self._path)
+        except OSError as error:
+            raise CheckpointError(
+                f"the history of epoch {epoch + 1} could not be written to {self._path}: "
+                f"{error.strerror}. Free space on that disk or make the folder writable, and run "
+                "again."
+            ) from error
 
 
 def log_epochs(epochs: list[dict[str, float]], log_dir: str) -> None:

@@ -145,6 +145,13 @@ class KubeflowConfig(PipelineConfig):
         "cores and GB of memory of components, such as Trainer=8:32,Evaluator=4:16",
         metavar="COMPONENT=CPU:GB[,...]",
     )
+    retries: int = knob(
+        2,
+        "cluster",
+        "how often Trainer and Tuner are started again when they fail or their node goes away; "
+        "they go on from the last checkpoint (Kubeflow Pipelines 2.4.1 or newer)",
+        metavar="N",
+    )
     gpus: int = knob(
         0, "cluster", "GPUs for Trainer and Tuner; the other components use none", metavar="N"
     )
@@ -215,6 +222,7 @@ class KubeflowConfig(PipelineConfig):
         for name in ("image", "trainer_image"):
             value = getattr(self, name)
             self._check(name, value is None or bool(re.fullmatch(r"\S+", value)), "name an image")
+        self._check("retries", 0 <= self.retries <= 100, "it must be 0 to 100")
         self._check("gpus", self.gpus >= 0, "it must be 0 or more")
         self._check(
             "gpu_resource",

@@ -142,9 +142,10 @@ def pipeline_parameters(
       fingerprint: Of the data; None where each run has to give it.
     """
 
+    trained_in = ("Trainer", "Tuner") if config.tune else ("Trainer",)
+
     def training(name: str) -> list[Place]:
-        components = ("Trainer", "Tuner") if config.tune else ("Trainer",)
-        return [Place(component, "custom_config", (name,)) for component in components]
+        return [Place(component, "custom_config", (name,)) for component in trained_in]
 
     base_model = [Place("BaseModel", "serving_dir")] if config.warm_start else []
 
@@ -182,6 +183,9 @@ def pipeline_parameters(
             "model base path to push to",
             [
                 *base_model,
+                # For the entry point alone, which sees before the training whether Pusher will be
+                # able to write there.
+                *(Place(component, "serving_dir") for component in trained_in),
                 Place("Baseline", "serving_dir"),
                 Place("Pusher", "push_destination", ("filesystem", "base_directory")),
             ],

@@ -33,6 +33,9 @@ _RESOURCES = {
 }
 # These read or write what is no artifact and so in no cache key: the folder of pushed models.
 _UNCACHED = ("BaseModel", "Baseline", "Pusher")
+# Argo takes this for the deadline of all tries together, ends the one that runs then, and makes no
+# second one where it is 0, which KFP has by default: longer than any training.
+_RETRIES_END = "2592000s"
 # And these anything else that is no artifact. A volume may be mountable on one node at a time.
 _ON_VOLUME = ("DataFingerprint", "ExampleGen", *TRAINING, *_UNCACHED)
 
@@ -79,6 +82,14 @@ def adapt(spec: Spec, config: KubeflowConfig) -> None:
         container["resources"] = _resources(name, config)
         if name in TRAINING and config.trainer_image:
             container["image"] = config.trainer_image
+        if name in TRAINING and config.retries:
+            # They go on from their last checkpoint.
+            task["retryPolicy"] = {
+                "maxRetryCount": config.retries,
+                "backoffDuration": "60s",
+                "backoffFactor": 2.0,
+                "backoffMaxDuration": _RETRIES_END,
+            }
     if config.pipeline_root:
         spec["defaultPipelineRoot"] = config.pipeline_root
 
@@ -161,15 +172,17 @@ def _executor_config(component: str, config: KubeflowConfig) -> Spec:
     ]
     if tolerations:
         result["tolerations"] = tolerations
+    # The image's own may be read-only.
+    result["emptyDirMounts"] = [{"volumeName": "temporary", "mountPath": "/tmp"}]
     if component in TRAINING:
-        result["emptyDirMounts"] = [
+        result["emptyDirMounts"].append(
             {
                 "volumeName": "shared-memory",
                 "mountPath": "/dev/shm",
                 "medium": "Memory",
                 "sizeLimit": config.shared_memory,
             }
-        ]
+        )
     return result
 
 

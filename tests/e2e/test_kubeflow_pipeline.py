@@ -1,7 +1,8 @@
 """The compiled pipeline as Kubeflow Pipelines runs it, data to pushed model, without a cluster.
 
 `tests/kubeflow/cluster.py` reads the package, and each container's command runs in a process of its
-own, as in the image. The tests of this file are one story and run in order.
+own, as in the image. The tests of this file are one story and run in order, once in an installation
+with ML Metadata, and once in one without.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 
 from dataset.format import fingerprint
-from tests.kubeflow.cluster import LOGS, Cluster, Execution, KubeflowError
+from tests.kubeflow.cluster import Cluster
 from tests.kubeflow.conftest import REPOSITORY, run_compiler
+from tests.kubeflow.launcher import LOGS, Execution, World
 
 pytestmark = pytest.mark.timeout(1800)  # on a busy machine; two minutes on an idle one
 
@@ -30,14 +32,14 @@ TRAINING = ("BaseModel", "Trainer")
 class Installation:
     """A cluster with a bucket, a volume with data on it, and the compiled pipeline."""
 
-    def __init__(self, folder: Path, data: Path):
+    def __init__(self, folder: Path, data: Path, ml_metadata: bool):
         self.volume = folder / "volume"
         shutil.copytree(data, self.volume / "data")
         self.fingerprint = fingerprint(self.volume / "data")
         self.package = folder / "pipeline.yaml"
         process = run_compiler(
             *("--dataset_name", "synthetic", "--preset", "tiny", "--batch_size", 32),
-            "--warm_start",
+            *("--warm_start", "--retries", 1),
             *("--volume_path", self.volume, "--data", self.volume / "data"),
             *(
                 "--serving_dir",
@@ -54,26 +56,29 @@ class Installation:
         }
         # Less than a shell has: containers get what the package says, and no more.
         variables = {name: os.environ[name] for name in ("PATH", "HOME")}
-        self.cluster = Cluster(folder / "cluster", image, variables)
+        self.world = World(folder / "cluster", image, variables, ml_metadata)
+        self.cluster = Cluster(self.world)
         self.cluster.make_bucket("mlpipeline")
 
-    def run(self, root: str | None = None, **parameters: Any) -> dict[str, Execution]:
+    def run(self, **parameters: Any) -> dict[str, Execution]:
         parameters = {"data_fingerprint": self.fingerprint, **parameters}
         print(f"\nrun with {parameters}")
-        return self.cluster.run(self.package, parameters, root)
+        return self.cluster.run(self.package, parameters, ROOT)
 
     def versions(self) -> list[Path]:
         folder = self.volume / "models" / "synthetic_vit"
         return sorted(folder.iterdir(), key=lambda path: int(path.name)) if folder.exists() else []
 
     def files(self, artifact: dict[str, Any]) -> set[str]:
-        folder = self.cluster.stored(artifact["uri"])
+        folder = self.world.stored(artifact["uri"])
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path) -> Installation:
-    return Installation(tmp_path_factory.mktemp("kubeflow"), synthetic_folder)
+@pytest.fixture(scope="module", params=[True, False], ids=["ml-metadata", "no-ml-metadata"])
+def installation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, synthetic_folder: Path
+) -> Installation:
+    return Installation(tmp_path_factory.mktemp("kubeflow"), synthetic_folder, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +88,17 @@ def first(installation: Installation) -> dict[str, Execution]:
 
 @pytest.fixture(scope="module")
 def second(installation: Installation, first: dict[str, Execution]) -> dict[str, Execution]:
-    # A longer training than was compiled in, and no demand that it be better for it.
-    return installation.run(epochs=2, max_accuracy_drop=1)
+    # A longer training than was compiled in, and no demand that it be better for it. Its node is
+    # taken away in the middle.
+    installation.world.preempted["Trainer"] = "epoch 1/2 took"
+    executions = installation.run(epochs=2, max_accuracy_drop=1)
+    installation.world.preempted.clear()
+    return executions
+
+
+def identity(artifact: dict[str, Any]) -> str:
+    """Without ML Metadata, the name is the same for all of a kind."""
+    return artifact.get("artifactId") or artifact["name"]
 
 
 def explain(executions: dict[str, Execution]) -> str:
@@ -125,7 +139,7 @@ def test_properties_pass_from_component_to_component(
     model, blessing = first["Trainer"].artifacts["model"], metadata("Evaluator", "blessing")
     assert blessing["blessed"] == 1
     assert blessing["current_model"] == model["uri"]
-    assert blessing["current_model_id"] == model["name"]
+    assert blessing["current_model_id"] == identity(model)
     assert "baseline_model" not in blessing
     assert metadata("ServingValidator", "blessing")["blessed"] == 1
     (version,) = installation.versions()
@@ -136,11 +150,21 @@ def test_properties_pass_from_component_to_component(
     assert pushed["pushed_destination"] == str(version)
 
 
+def test_another_user_can_read_what_is_pushed(
+    installation: Installation, first: dict[str, Execution]
+):
+    # Containers run with a umask of 077 here.
+    (version,) = installation.versions()
+    for path in (version.parents[1], version.parent, version, *version.rglob("*")):
+        needed = 0o005 if path.is_dir() else 0o004
+        assert path.stat().st_mode & needed == needed, path
+
+
 def test_artifacts_are_in_the_bucket(installation: Installation, first: dict[str, Execution]):
     for execution in first.values():
         for artifact in execution.artifacts.values():
             assert artifact["uri"].startswith(f"{ROOT}/vit/")
-            assert str(installation.cluster.stored("")) not in json.dumps(artifact["metadata"])
+            assert str(installation.world.stored("")) not in json.dumps(artifact["metadata"])
             assert "/pods/" not in json.dumps(artifact["metadata"])
     examples = installation.files(first["ExampleGen"].artifacts["examples"])
     assert {"dataset.json", "Split-train/data_tfrecord-00000-of-00001.gz"} <= examples
@@ -151,7 +175,7 @@ def test_artifacts_are_in_the_bucket(installation: Installation, first: dict[str
 
 
 def test_logs_are_streamed_and_kept(installation: Installation, first: dict[str, Execution]):
-    log = installation.cluster.stored(first["Trainer"].artifacts[LOGS]["uri"])
+    log = installation.world.stored(first["Trainer"].artifacts[LOGS]["uri"])
     assert "epoch 1/1 took" in log.read_text()
     for execution in first.values():
         lines = execution.log.splitlines()  # TensorFlow's may hold "CUDA error: ", and mean none
@@ -178,8 +202,20 @@ def test_next_run_trains_anew_and_compares_with_the_pushed_model(
     assert "Format-Serving/saved_model.pb" in installation.files(baseline)
     blessing = second["Evaluator"].artifacts["blessing"]["metadata"]
     assert blessing["baseline_model"] == baseline["uri"]
-    assert blessing["baseline_model_id"] == baseline["name"]
+    assert blessing["baseline_model_id"] == identity(baseline)
+    assert blessing["current_model_id"] == identity(second["Trainer"].artifacts["model"])
     assert second["Pusher"].artifacts["pushed_model"]["metadata"]["pushed_version"] == later.name
+
+
+def test_a_training_whose_node_goes_away_is_continued(
+    installation: Installation, second: dict[str, Execution]
+):
+    trainer = second["Trainer"]
+    assert trainer.tries == 2
+    assert "continuing after epoch 1" in trainer.log
+    assert "epoch 2/2 took" in trainer.log and "epoch 1/2 took" not in trainer.log
+    assert [epoch["epoch"] for epoch in report(installation.versions()[-1])["history"]] == [1, 2]
+    assert {execution.tries for name, execution in second.items() if name != "Trainer"} <= {0, 1}
 
 
 def failed(installation: Installation, execution: Execution) -> str:
@@ -187,8 +223,8 @@ def failed(installation: Installation, execution: Execution) -> str:
     assert execution.state == "FAILED"
     assert execution.exit_code == 1
     assert set(execution.artifacts) == {LOGS}
-    folder = installation.cluster.stored(execution.artifacts[LOGS]["uri"]).parent
-    assert [path.name for path in folder.iterdir()] == [LOGS]
+    folder = installation.world.stored(execution.artifacts[LOGS]["uri"]).parent
+    assert all(path.name.startswith(LOGS) for path in folder.iterdir())
     return execution.log.splitlines()[-1]
 
 
@@ -217,19 +253,29 @@ def test_an_executor_that_raises(installation: Installation, second: dict[str, E
     assert line.startswith("error: tfx.components.trainer.executor.GenericExecutor failed: ")
     assert "tinny" in line
     assert "Traceback (most recent call last):" in executions["Trainer"].log
+    assert executions["Trainer"].tries == 2  # as it was compiled to be
     assert len(installation.versions()) == 2
 
 
-def test_a_missing_bucket(installation: Installation, second: dict[str, Execution]):
-    executions = installation.run("s3://nowhere/root", seed=5)
-    # What the cache has is where it was; this one is the first that has to write.
-    (name,) = (name for name, execution in executions.items() if execution.state != "CACHED")
-    assert name == "BaseModel"
-    assert executions[name].state == "FAILED" and executions[name].exit_code is None
-    assert executions[name].error == 'Failed to open bucket "nowhere"'
-    assert executions[name].artifacts == {}
+def test_a_folder_that_pusher_could_not_write_is_seen_first(
+    installation: Installation, second: dict[str, Execution]
+):
+    file = installation.volume / "file"
+    file.touch()
+    executions = installation.run(seed=6, serving_dir=str(file / "models"))
+    assert set(executions) == {*DATA, "BaseModel"}
+    line = failed(installation, executions["BaseModel"])
+    assert f"serving_dir is {file}/models, and {file} cannot be written to: " in line
 
 
-def test_a_run_has_to_say_what_its_data_are(installation: Installation):
-    with pytest.raises(KubeflowError, match=r"the run has no value for \['data_fingerprint'\]"):
-        installation.cluster.run(installation.package, {})
+def test_an_artifact_of_the_cache_whose_files_are_gone(
+    installation: Installation, second: dict[str, Execution]
+):
+    examples = second["ExampleGen"].artifacts["examples"]["uri"]
+    shutil.rmtree(installation.world.stored(examples))
+    executions = installation.run(seed=5)
+    assert {executions[name].state for name in DATA} == {"CACHED"}
+    line = failed(installation, executions["Trainer"])
+    assert f"input 'examples' was made with 4 files at {examples}, and no files came" in line
+    assert "Compile with --no_cache" in line
+    assert len(installation.versions()) == 2

@@ -21,7 +21,7 @@ FLAGS = [
     *("--image_pull_secrets", "regcred,other"),
     *("--root", "minio://mlpipeline/v2/artifacts"),
     *("--preset", "tiny", "--seed", "7", "--tune", "3", "--export", "tflite,onnx"),
-    *("--gpus", "2", "--shared_memory", "8Gi"),
+    *("--gpus", "2", "--shared_memory", "8Gi", "--retries", "5"),
     *("--resources", "Trainer=8:32.5,Pusher=0.5:2"),
     *("--node_selector", "zone=a,Trainer:accelerator=l4"),
     *("--tolerations", "spot=yes:NoSchedule,Evaluator:large:NoExecute"),

@@ -86,6 +86,62 @@ def test_tfx_gets_local_paths_and_types_and_its_own_outputs_alone(
     assert given == before
 
 
+def test_without_ml_metadata_the_id_of_an_artifact_is_not_its_name(
+    entrypoint: ModuleType, pod: Path
+):
+    given = executor_input()
+    given["inputs"]["artifacts"]["examples"]["artifacts"][0] |= {
+        "name": "examples",
+        "artifactId": "8a2e",
+        "type": {"schemaTitle": "system.Dataset"},
+    }
+    local = entrypoint.localize(given, SPEC, entrypoint.Mirror(str(pod)))
+    (examples,) = local["inputs"]["artifacts"]["examples"]["artifacts"]
+    assert (examples["name"], examples["type"]) == ("8a2e", EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("value", "filled"),
+    [
+        ("{{$.inputs.parameters['preset']}}", 'a "b" \\ é'),
+        ("{{$.inputs.parameters['preset']}}/{{$.inputs.parameters['epochs']}}", 'a "b" \\ é/3.0'),
+        (
+            '{"preset": "{{$.inputs.parameters[\'preset\']}}", '
+            "\"rate\": -{{$.inputs.parameters['rate']}}, \"n\": {{$.inputs.parameters['epochs']}}}",
+            {"preset": 'a "b" \\ é', "rate": -1e-7, "n": 3},
+        ),
+        ('{"a": 1}', {"a": 1}),
+        ("plain", "plain"),
+    ],
+)
+def test_placeholders_that_the_launcher_has_left(
+    entrypoint: ModuleType, pod: Path, value: str, filled: Any
+):
+    given = executor_input(value=value, preset='a "b" \\ é', epochs=3.0, rate=1e-7)
+    local = entrypoint.localize(given, SPEC, entrypoint.Mirror(str(pod)))
+    result = local["inputs"]["parameterValues"]["value"]
+    assert (result if isinstance(filled, str) else json.loads(result)) == filled
+
+
+def test_what_is_put_in_place_of_a_placeholder_is_not_replaced_again(entrypoint: ModuleType):
+    values = {"a": "{{$.inputs.parameters['b']}}", "b": "x"}
+    with pytest.raises(entrypoint.EntrypointError, match=r"'c' has a placeholder .*\['b'\]"):
+        entrypoint.fill("c", "{{$.inputs.parameters['a']}}", values)
+
+
+def test_the_number_of_files_goes_with_an_artifact(entrypoint: ModuleType, tmp_path: Path):
+    mirror = entrypoint.Mirror(str(tmp_path))
+    model = tmp_path / "minio/bucket/run/model"
+    (model / "variables").mkdir(parents=True)
+    for name in ("saved_model.pb", "variables/index"):
+        (model / name).touch()
+    artifact = {"name": "model", "uri": str(model)}
+    output = {"artifacts": {"model": {"artifacts": [artifact]}}}
+    result = entrypoint.globalize(output, executor_input(), mirror)
+    (model,) = result["artifacts"]["model"]["artifacts"]
+    assert model == {**artifact, "uri": "minio://bucket/run/model", "metadata": {"vit_files": 2.0}}
+
+
 def test_vertex_has_no_mirrors(entrypoint: ModuleType):
     local = entrypoint.localize(executor_input("gs://bucket/run"), SPEC, entrypoint.Mirror(None))
     (model,) = local["outputs"]["artifacts"]["model"]["artifacts"]
@@ -120,32 +176,47 @@ def test_the_launcher_gets_uris_and_all_properties(entrypoint: ModuleType):
     (model,) = result["artifacts"]["model"]["artifacts"]
     assert model["uri"] == "minio://bucket/run/model"
     del metadata["version"]  # the launcher refuses nulls
-    assert model["metadata"] == {**metadata, "current_model": "minio://bucket/run/model"}
+    assert model["metadata"] == {
+        **metadata,
+        "current_model": "minio://bucket/run/model",
+        "vit_files": 0.0,
+    }
 
 
 def run(
-    folder: Path, given: dict[str, Any] | str, *python: str, executor: str = "a.b.Executor"
+    folder: Path,
+    given: dict[str, Any] | str,
+    *python: str,
+    executor: str = "a.b.Executor",
+    powerless: bool = False,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a container's command with the mirrors in a folder."""
+    """Runs a container's command with the mirrors in a folder, maybe without root's powers."""
     text = given if isinstance(given, str) else json.dumps(given)
+    # No user but root has them, and containers of root neither.
+    drop = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
     return subprocess.run(
         [
+            *(drop if powerless and os.geteuid() == 0 else ()),
             *(sys.executable, *python, str(REPOSITORY / "kubeflow/entrypoint.py")),
             *("--executor_class_path", executor),
             *("--json_serialized_invocation_args", text),
             *("--json_serialized_inputs_spec_args", json.dumps(SPEC)),
             "--direct_num_workers=1",
         ],
-        env={**os.environ, "VIT_MIRROR_ROOT": str(folder)},
+        env={**os.environ, "VIT_MIRROR_ROOT": str(folder), **variables},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
+        umask=0o077,
     )
 
 
-def refusal(folder: Path, given: dict[str, Any] | str, *python: str) -> str:
+def refusal(
+    folder: Path, given: dict[str, Any] | str, *python: str, powerless: bool = False
+) -> str:
     """Checks that one line says why it failed and that no output is there; returns that line."""
-    process = run(folder, given, *python)
+    process = run(folder, given, *python, powerless=powerless)
     assert process.returncode == 1
     assert process.stdout == ""
     (line,) = process.stderr.splitlines()
@@ -183,10 +254,78 @@ def test_an_image_without_the_project(pod: Path):
             "parameter 'push_destination' names minio://bucket/m: ",
         ),
         ({"custom_config": '{"a": "x"y"}'}, "parameter 'custom_config' is not JSON: "),
+        (
+            {"custom_config": '{"a": "{{$.inputs.parameters[\'nothing\']}}"}'},
+            "parameter 'custom_config' has a placeholder in it that nothing has replaced: ",
+        ),
+        ({"data": "{{$.pipeline_job_name}}"}, "parameter 'data' has a placeholder in it"),
     ],
 )
-def test_places_out_of_reach(pod: Path, parameters: dict[str, Any], message: str):
+def test_parameters_that_cannot_be_right(pod: Path, parameters: dict[str, Any], message: str):
     assert refusal(pod, executor_input(**parameters)).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_dir", "serving_dir"])
+def test_a_folder_that_cannot_be_written(pod: Path, name: str):
+    folder = pod / "volume"
+    folder.mkdir(mode=0o555)
+    line = refusal(pod, executor_input(**{name: f"{folder}/vit/models"}), powerless=True)
+    assert line == (
+        f"{name} is {folder}/vit/models, and {folder} cannot be written to: Permission denied. "
+        f"This is user {os.getuid()} with the groups {sorted({os.getgid(), *os.getgroups()})}; it "
+        f"belongs to user {os.getuid()} and group {folder.stat().st_gid}, mode 555. Make it "
+        "writable for one of these groups, as kubeflow/manifests/loader.yaml does."
+    )
+
+
+def test_a_folder_that_can_be_written_stays_as_it_is(entrypoint: ModuleType, pod: Path):
+    for folder in (f"{pod}/volume/models", "gs://bucket/models", "models"):
+        given = executor_input(serving_dir=folder)
+        entrypoint.localize(given, SPEC, entrypoint.Mirror(str(pod)))
+    assert sorted(path.name for path in pod.iterdir()) == ["minio"]
+
+
+@pytest.mark.parametrize(("present", "found"), [(0, "no files"), (1, "1 file")])
+def test_an_input_whose_files_are_gone(pod: Path, present: int, found: str):
+    given = executor_input()
+    given["inputs"]["artifacts"]["examples"]["artifacts"][0]["metadata"] = {"vit_files": 2.0}
+    if present:
+        (pod / "minio/bucket/run/examples").mkdir()
+        (pod / "minio/bucket/run/examples/one").touch()
+    assert refusal(pod, given) == (
+        "input 'examples' was made with 2 files at minio://bucket/run/examples, and "
+        f"{found} came from there: removed, it seems, while Kubeflow Pipelines' cache still knows "
+        "it. Compile with --no_cache to have it made anew."
+    )
+
+
+LINGERING = """
+import atexit, os, threading, time
+from tfx.dsl.components.base import base_executor
+
+class Executor(base_executor.BaseExecutor):
+    def Do(self, inputs, outputs, properties):
+        with open(os.path.join(outputs["model"][0].uri, "file"), "w") as file:
+            file.write("done")
+        print("done", end="")
+        atexit.register(os.abort)
+        threading.Thread(target=time.sleep, args=(600,)).start()
+"""
+
+
+def test_what_lingers_when_a_component_has_finished_neither_undoes_nor_delays_that(pod: Path):
+    (pod / "lingering.py").write_text(LINGERING)
+    given = executor_input()
+    output_file = pod / "minio/bucket/run/output_metadata.json"
+    given["outputs"]["outputFile"] = str(output_file)
+    process = run(pod, given, executor="lingering.Executor", PYTHONPATH=str(pod))
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.endswith("done")
+    (model,) = json.loads(output_file.read_text())["artifacts"]["model"]["artifacts"]
+    assert model["uri"] == "minio://bucket/run/model"
+    assert model["metadata"]["vit_files"] == 1
+    written = pod / "minio/bucket/run/model/file"
+    assert written.stat().st_mode & 0o777 == 0o664
 
 
 def test_a_bucket_without_a_mirror(pod: Path):
@@ -206,11 +345,3 @@ def test_a_command_line_that_is_no_launchers(pod: Path):
         text=True,
     )
     assert process.returncode == 0 and "--executor_class_path" in process.stdout
-
-
-def test_an_image_without_the_entrypoint(tmp_path: Path):
-    process = subprocess.run(
-        [sys.executable, "-u", str(tmp_path / "entrypoint.py")], capture_output=True, text=True
-    )
-    assert process.returncode == 2
-    assert process.stderr.count("\n") == 1 and "No such file or directory" in process.stderr

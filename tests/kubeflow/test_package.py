@@ -146,8 +146,9 @@ def test_every_parameter_is_an_input_of_a_component_and_in_its_cache_key(
     }  # fmt: skip
     assert used == {
         "ExampleGen": {"data", "dataset_name", "data_fingerprint", "limit"},
-        "Tuner": training,
-        "Trainer": training,
+        # Before a training, it is seen whether its model could be pushed.
+        "Tuner": {*training, "serving_dir"},
+        "Trainer": {*training, "serving_dir"},
         "Baseline": {"serving_dir"},
         "Evaluator": {"min_top_1_accuracy", "min_top_5_accuracy", "max_accuracy_drop"},
         "Pusher": {"serving_dir"},
@@ -208,19 +209,32 @@ def test_resources(containers: dict[str, Any], platform: dict[str, Any]):
         "cpuLimit": 4.0, "memoryLimit": 16.0, "accelerator": accelerator,
     }  # fmt: skip
     assert containers["Pusher"]["resources"] == {"cpuLimit": 0.5, "memoryLimit": 2.0}
+    shared_memory = {
+        "volumeName": "shared-memory",
+        "mountPath": "/dev/shm",
+        "medium": "Memory",
+        "sizeLimit": "8Gi",
+    }
     for name, container in containers.items():
         assert container["resources"]["cpuLimit"] > 0
         assert container["resources"]["memoryLimit"] >= 2  # TFX's imports take 1.5 GB
         assert ("accelerator" in container["resources"]) == (name in TRAINING)
-        assert ("emptyDirMounts" in platform[name]) == (name in TRAINING)
-    assert platform["Trainer"]["emptyDirMounts"] == [
-        {
-            "volumeName": "shared-memory",
-            "mountPath": "/dev/shm",
-            "medium": "Memory",
-            "sizeLimit": "8Gi",
-        }
-    ]
+        assert platform[name]["emptyDirMounts"] == [
+            {"volumeName": "temporary", "mountPath": "/tmp"},
+            *([shared_memory] if name in TRAINING else []),
+        ]
+
+
+def test_trainings_are_tried_again_for_as_long_as_they_take(tasks: dict[str, Any]):
+    policies = {name: task["retryPolicy"] for name, task in tasks.items() if "retryPolicy" in task}
+    assert set(policies) == TRAINING
+    for policy in policies.values():
+        message = json_format.ParseDict(policy, pipeline_spec_pb2.PipelineTaskSpec.RetryPolicy())
+        assert message.max_retry_count == 5
+        assert message.backoff_duration.seconds == 60
+        assert message.backoff_factor == 2
+        # Argo ends a try that runs at its end, and makes none after it.
+        assert message.backoff_max_duration.seconds >= 30 * 24 * 3600
 
 
 def test_nodes_secrets_and_volumes(platform: dict[str, Any]):

@@ -91,6 +91,14 @@ def test_history_file_has_every_epoch_once(data: tuple, tmp_path: Path):
     assert [name.name for name in path.parent.iterdir()] == ["history.json"]
 
 
+def test_a_history_that_cannot_be_written_says_where(data: tuple, tmp_path: Path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "history.json"
+    message = f"history of epoch 1 could not be written to {path}: .*make the folder writable"
+    with pytest.raises(callbacks.CheckpointError, match=message):
+        fit(small_model(), data, 1, [callbacks.HistoryFile(str(path))])
+
+
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """Files end at 64 KB, as at the end of a disk; this needs no root."""
