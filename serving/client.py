@@ -10,26 +10,23 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import grpc
 import numpy as np
 
 from serving import tensors
-from serving.connection import Connection, ServerError, Tls
+from serving.connection import Connection, Tls
 from serving.encoding import BYTES, IMAGES, INPUTS, encode
-from serving.images import ServingError, answers, as_text, find_images, not_images, read
+from serving.images import ServingError, classify_batch, find_images, load_batches
+from serving.printing import lines, run
 from serving.protos import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
 DEFAULT_MODEL = "cifar100_vit"
 _BATCH_SIZE = 32
 # A gRPC server refuses messages of more than 4 MB unless it is told otherwise.
 _BATCH_BYTES = 3 << 20
-
-_File = tuple[Path, bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,20 +123,21 @@ class Client:
         signature: str = BYTES,
         batch_size: int = _BATCH_SIZE,
     ) -> Iterator[dict[str, Any]]:
-        """Classifies image files.
+        """Classifies image files, which are decoded and resized here.
 
         Args:
-          paths: PNG and JPEG files of any size, and folders that are searched for such files.
-          signature: `serving_bytes` sends the files as they are; with `serving_default` and
-            `serving_examples` they are decoded and resized here.
+          paths: Files of any size and of a format that `dataset.images` reads, and folders that
+            are searched for such files.
+          signature: Which one to ask; the answers are the same.
           batch_size: Images in a request, at most.
 
         Yields:
           For each image its `image` (path) and `classes`: five objects of `name`, `superclass`,
-          `id` and `probability`, the most probable first.
+          `id` and `probability`, the most probable first. For a file that is none its `image` and
+          `error`, the reason.
 
         Raises:
-          ServingError: A file cannot be read or is not an image.
+          ServingError: A path does not exist, or the model takes no images.
           ServerError: The server cannot be reached, or refuses.
         """
         if signature not in INPUTS:
@@ -147,24 +145,32 @@ class Client:
                 f"images cannot be sent to a signature {signature!r}: use {', '.join(INPUTS)}."
             )
         files = find_images([Path(path) for path in paths])
-        for batch in _batches(files, batch_size):
-            yield from self._classify(batch, signature)
+        height, width = self.image_size()
+        batch_size = min(batch_size, max(1, _BATCH_BYTES // (3 * height * width)))
 
-    def _classify(self, batch: Sequence[_File], signature: str) -> Iterator[dict[str, Any]]:
-        try:
-            values = encode([content for _, content in batch], signature)
-            outputs = self.predict({INPUTS[signature]: values}, signature)
-        except ValueError as error:
-            # Named only now: the server is the one that decodes what it understands.
-            refused = not isinstance(error, ServerError) or (
-                error.code is grpc.StatusCode.INVALID_ARGUMENT
-            )
-            broken = not_images(batch) if refused else []
-            if not broken:
-                raise
-            names = ", ".join(map(str, broken))
-            raise ServingError(f"not a PNG or JPEG image: {names}.") from None
-        yield from answers([path for path, _ in batch], outputs)
+        def predict(images: list[np.ndarray]) -> dict[str, np.ndarray]:
+            return self.predict({INPUTS[signature]: encode(images, signature)}, signature)
+
+        for batch in load_batches(files, (height, width), batch_size):
+            yield from classify_batch(batch, predict)
+
+    def image_size(self) -> tuple[int, int]:
+        """Asks for the height and width of the images that the model takes.
+
+        Raises:
+          ServingError: It takes none.
+          ServerError: The server cannot be reached, or does not know the model.
+        """
+        signature = self.metadata()[1].get(IMAGES)
+        images = signature and signature.inputs.get(INPUTS[IMAGES])
+        if images and len(images.shape) == 4:
+            _, height, width, _ = images.shape
+            if height and width:
+                return height, width
+        raise ServingError(
+            f"{self._model} has no signature {IMAGES!r} of images: it is not a model of this "
+            "pipeline."
+        )
 
     def status(self) -> list[Version]:
         """Lists the versions that the server knows, or the one that this client asks.
@@ -223,46 +229,18 @@ def _tensors(infos: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _batches(files: Sequence[Path], batch_size: int) -> Iterator[list[_File]]:
-    batch: list[_File] = []
-    size = 0
-    for path in files:
-        content = read(path)
-        if batch and (len(batch) == batch_size or size + len(content) > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append((path, content))
-        size += len(content)
-    if batch:
-        yield batch
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Classifies the files of a command line, or describes the model.
 
     Raises:
-      SystemExit: With code 1 and a message when the server or an image cannot be used.
+      SystemExit: See `serving.printing.run`.
     """
     # Failed handshakes are in our messages.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     options = _parser().parse_args(arguments)
     if not (options.images or options.status or options.metadata):
         _parser().error("give images to classify, --status or --metadata")
-    tls = Tls(options.ca, options.cert, options.key)
-    encrypted = options.tls or tls != Tls()
-    try:
-        with Client(
-            options.server,
-            options.model,
-            version=options.version,
-            label=options.label,
-            tls=tls if encrypted else None,
-            timeout=options.timeout,
-        ) as client:
-            for line in _lines(client, options):
-                print(line, flush=True)
-    except ServingError as error:
-        _fail(error)
+    run(_lines(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -302,38 +280,51 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
-def _lines(client: Client, options: argparse.Namespace) -> Iterator[str]:
-    if options.status:
-        for version in client.status():
-            text = f"version {version.version}  {version.state}  {version.error}".rstrip()
-            yield json.dumps(dataclasses.asdict(version)) if options.json else text
-    if options.metadata:
-        number, signatures = client.metadata()
-        if options.json:
-            described = {name: dataclasses.asdict(s) for name, s in signatures.items()}
-            yield json.dumps({"version": number, "signatures": described})
-        else:
-            yield f"version {number}"
-            for name, signature in signatures.items():
-                yield f"  {name}"
-                yield from _tensor_lines("takes", signature.inputs)
-                yield from _tensor_lines("gives", signature.outputs)
-    if options.images:
-        for answer in client.classify(
-            options.images, signature=options.signature, batch_size=options.batch_size
-        ):
-            yield json.dumps(answer) if options.json else as_text(answer)
+def _lines(options: argparse.Namespace) -> Iterator[str]:
+    tls = Tls(options.ca, options.cert, options.key)
+    encrypted = options.tls or tls != Tls()
+    with Client(
+        options.server,
+        options.model,
+        version=options.version,
+        label=options.label,
+        tls=tls if encrypted else None,
+        timeout=options.timeout,
+    ) as client:
+        if options.status:
+            yield from _status_lines(client, options.json)
+        if options.metadata:
+            yield from _metadata_lines(client, options.json)
+        if options.images:
+            results = client.classify(
+                options.images, signature=options.signature, batch_size=options.batch_size
+            )
+            yield from lines(results, options.json)
+
+
+def _status_lines(client: Client, as_json: bool) -> Iterator[str]:
+    for version in client.status():
+        text = f"version {version.version}  {version.state}  {version.error}".rstrip()
+        yield json.dumps(dataclasses.asdict(version)) if as_json else text
+
+
+def _metadata_lines(client: Client, as_json: bool) -> Iterator[str]:
+    number, signatures = client.metadata()
+    if as_json:
+        described = {name: dataclasses.asdict(s) for name, s in signatures.items()}
+        yield json.dumps({"version": number, "signatures": described})
+        return
+    yield f"version {number}"
+    for name, signature in signatures.items():
+        yield f"  {name}"
+        yield from _tensor_lines("takes", signature.inputs)
+        yield from _tensor_lines("gives", signature.outputs)
 
 
 def _tensor_lines(verb: str, described: Mapping[str, Tensor]) -> Iterator[str]:
     for name, tensor in described.items():
         shape = ", ".join("N" if size is None else str(size) for size in tensor.shape)
         yield f"    {verb} {name}: {tensor.dtype} [{shape}]"
-
-
-def _fail(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-_FORMATS = ("PNG", "JPEG")
+from dataset.images import SUFFIXES, UnreadableImage, decode, resize
 
 # Outputs of every signature -> their names in an answer.
 _COLUMNS = {
@@ -29,7 +29,8 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """Lists image files.
 
     Args:
-      paths: PNG and JPEG files, and folders that are searched for such files.
+      paths: Files, and folders that are searched for files with an image's suffix, but for hidden
+        ones and what is in hidden folders.
 
     Raises:
       ServingError: A path does not exist, or a folder has no images.
@@ -37,16 +38,20 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     images = []
     for path in paths:
         if path.is_dir():
-            files = (p for p in path.rglob("*") if p.is_file())
-            found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+            files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found = sorted(p for p in files if not _is_hidden(p.relative_to(path)))
             if not found:
-                raise ServingError(f"{path} has no {', '.join(SUFFIXES)} files.")
+                raise ServingError(f"{path} has no files of {', '.join(SUFFIXES)}.")
             images += found
         elif path.is_file():
             images.append(path)
         else:
             raise ServingError(f"{path} does not exist.")
     return images
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def read(path: Path) -> bytes:
@@ -61,42 +66,61 @@ def read(path: Path) -> bytes:
         raise ServingError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def decode(content: bytes, size: tuple[int, int]) -> np.ndarray:
-    """Decodes a PNG or JPEG and resizes it, if it is of another size, as the model would.
+def load(path: Path, size: tuple[int, int]) -> np.ndarray | str:
+    """Reads an image file as the model would (see `dataset.images`).
 
     Args:
-      content: The encoded image.
-      size: Rows and columns of the result.
+      path: The file.
+      size: Height and width of the result.
 
     Returns:
-      uint8 [rows, columns, 3].
-
-    Raises:
-      ValueError: It is not a PNG or JPEG image, or too large for one.
+      uint8 [*size, 3]; or the reason why the file is none, to be put after its name.
     """
-    # Not needed to send files as they are.
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            rgb = image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError("not a PNG or JPEG image") from error
-    rows, columns = size
-    if rgb.size != (columns, rows):
-        rgb = rgb.resize((columns, rows), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
+        return resize(decode(path.read_bytes()), size)
+    except UnreadableImage as error:
+        return f"is {error.reason}"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
-def not_images(files: Sequence[tuple[Path, bytes]]) -> list[Path]:
-    """Finds out from which files, given with their contents, no image can be decoded."""
-    broken = []
-    for path, content in files:
-        try:
-            decode(content, (1, 1))
-        except ValueError:
-            broken.append(path)
-    return broken
+Loaded = tuple[Path, "np.ndarray | str"]
+
+
+def load_batches(
+    paths: Iterable[Path], size: tuple[int, int], batch_size: int
+) -> Iterator[list[Loaded]]:
+    """Loads files, several at a time and only as many as are asked for.
+
+    Yields:
+      For so many files their paths and what `load` returns.
+    """
+    rest = iter(paths)
+    with futures.ThreadPoolExecutor() as pool:
+        while batch := list(islice(rest, batch_size)):
+            yield list(zip(batch, pool.map(lambda path: load(path, size), batch)))
+
+
+def classify_batch(
+    batch: Sequence[Loaded], predict: Callable[[list[np.ndarray]], Mapping[str, np.ndarray]]
+) -> Iterator[dict[str, Any]]:
+    """Classifies what could be loaded of a batch.
+
+    Args:
+      batch: See `load_batches`.
+      predict: Images -> the outputs of one of the model's signatures.
+
+    Yields:
+      In the order of the batch, see `answers`; for files that are no images their `image` (path)
+      and `error`, the reason.
+    """
+    good = [(path, image) for path, image in batch if not isinstance(image, str)]
+    answered: Iterator[dict[str, Any]] = iter(())
+    if good:
+        outputs = predict([image for _, image in good])
+        answered = answers([path for path, _ in good], outputs)
+    for path, image in batch:
+        yield {"image": str(path), "error": image} if isinstance(image, str) else next(answered)
 
 
 def answers(images: Sequence[Path], outputs: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:

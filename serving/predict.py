@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from serving.images import ServingError, answers, as_text, find_images, read
+import numpy as np
+
+from serving.encoding import IMAGES, INPUTS
+from serving.images import ServingError, classify_batch, find_images, load_batches
+from serving.printing import lines, run
 from serving.quiet import quiet_tensorflow
 
-SIGNATURE_NAME = "serving_bytes"
 _BATCH_SIZE = 64
 
 
@@ -48,55 +49,46 @@ def classify(model_dir: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]
 
     Args:
       model_dir: See `find_version`.
-      images: PNG or JPEG files of any size.
+      images: Files of any size and of a format that `dataset.images` reads.
 
     Yields:
       For each image its `image` (path) and `classes`: five objects of `name`, `superclass`, `id`
-      and `probability`, the most probable first.
+      and `probability`, the most probable first. For a file that is none its `image` and `error`,
+      the reason.
 
     Raises:
-      ServingError: There is no model, or a file is not an image.
+      ServingError: There is no model.
     """
     version = find_version(model_dir)
     with quiet_tensorflow():
         import tensorflow as tf
 
     try:
-        signature = tf.saved_model.load(str(version)).signatures[SIGNATURE_NAME]
+        signature = tf.saved_model.load(str(version)).signatures[IMAGES]
     except (OSError, tf.errors.OpError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ServingError(f"{version} is damaged, push it again: {reason}") from error
     except KeyError:
         raise ServingError(
-            f"{version} has no signature {SIGNATURE_NAME!r}: it is not a model of this pipeline."
+            f"{version} has no signature {IMAGES!r}: it is not a model of this pipeline."
         ) from None
-    for begin in range(0, len(images), _BATCH_SIZE):
-        batch = images[begin : begin + _BATCH_SIZE]
-        contents = [read(path) for path in batch]
-        try:
-            outputs = signature(image_bytes=tf.constant(contents))
-        except tf.errors.InvalidArgumentError:
-            broken = [p for p, c in zip(batch, contents) if not _is_image(c)]
-            names = ", ".join(map(str, broken or batch))
-            raise ServingError(f"not a PNG or JPEG image: {names}.") from None
-        yield from answers(batch, {name: value.numpy() for name, value in outputs.items()})
+    takes = signature.structured_input_signature[1].get(INPUTS[IMAGES])
+    if takes is None or takes.shape.rank != 4:
+        raise ServingError(f"{version} takes no images: it is not a model of this pipeline.")
 
+    def predict(batch: list[np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = signature(**{INPUTS[IMAGES]: tf.constant(np.stack(batch))})
+        return {name: value.numpy() for name, value in outputs.items()}
 
-def _is_image(content: bytes) -> bool:
-    import tensorflow as tf
-
-    try:
-        tf.io.decode_image(content, channels=3, expand_animations=False)
-    except tf.errors.InvalidArgumentError:
-        return False
-    return True
+    for batch in load_batches(images, tuple(takes.shape[1:3]), _BATCH_SIZE):
+        yield from classify_batch(batch, predict)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Classifies the files of a command line and prints a table or JSON lines.
 
     Raises:
-      SystemExit: With code 1 and a message when the model or an image cannot be used.
+      SystemExit: See `serving.printing.run`.
     """
     parser = argparse.ArgumentParser(prog="vit-predict", description=__doc__.partition("\n")[0])
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")
@@ -105,16 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object for each image")
     options = parser.parse_args(arguments)
-    try:
-        for result in classify(options.model, find_images(options.images)):
-            print(json.dumps(result) if options.json else as_text(result), flush=True)
-    except ServingError as error:
-        _fail(error)
+    run(_lines(options))
 
 
-def _fail(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(1)
+def _lines(options: argparse.Namespace) -> Iterator[str]:
+    results = classify(options.model, find_images(options.images))
+    yield from lines(results, options.json)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from serving.client import Client, Signature
 from serving.connection import ServerError
-from serving.encoding import BYTES, EXAMPLES, IMAGES, INPUTS, example
+from serving.encoding import BYTES, EXAMPLES, IMAGES, INPUTS, example, png
 
 # In probabilities: between signatures, batch sizes, and what Trainer's model has computed.
 TOLERANCE = 1e-4
@@ -43,15 +41,9 @@ class Images:
         """Signature -> its input, all images in a batch."""
         return {
             IMAGES: self.pixels,
-            BYTES: [_png(image) for image in self.pixels],
+            BYTES: [png(image) for image in self.pixels],
             EXAMPLES: list(self.examples or (example(x.tobytes()) for x in self.pixels)),
         }
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "PNG")
-    return encoded.getvalue()
 
 
 @dataclass

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +19,7 @@ import pytest
 import trustme
 from PIL import Image
 
+from dataset import images
 from pipeline.graph import BATCHING_FILE
 from serving import client, server_process, tensors
 from serving.client import Client
@@ -21,6 +27,8 @@ from serving.connection import ServerError, Tls
 from serving.images import ServingError
 from serving.protos import predict_pb2
 from tests.serving.helpers import Classifier, grpc_server, pixels, weights
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -139,15 +147,103 @@ def test_the_python_api(server: str, photos: Path):
             vit.predict({"images": np.zeros([1], complex)})
 
 
-@pytest.mark.parametrize("signature", ["serving_bytes", "serving_examples"])
-def test_files_that_are_no_images_are_named(
-    fail: Callable[..., str], server: str, photos: Path, tmp_path: Path, signature: str
+def unreadable(folder: Path) -> dict[str, str]:
+    """Makes files that are no images; names -> reasons."""
+    jpeg = io.BytesIO()
+    Image.fromarray(pixels(1, seed=8)[0]).save(jpeg, "JPEG")
+    files = {
+        "cut.jpg": (jpeg.getvalue()[:700], "is a truncated JPEG"),
+        "empty.png": (b"", "is empty"),
+        "page.jpg": (b"<html>", "is text"),
+        "scan.tif": (b"II*\0", "is TIFF, which is not read (PNG, JPEG, GIF, BMP, WebP are)"),
+        "cut.png": (b"\x89PNG\r\n\x1a\n cut short", "is a damaged or truncated PNG"),
+    }
+    for name, (content, _) in files.items():
+        (folder / name).write_bytes(content)
+    return {name: reason for name, (_, reason) in files.items()}
+
+
+@pytest.mark.parametrize("signature", ["serving_bytes", "serving_default", "serving_examples"])
+def test_bad_files_are_listed_and_the_others_answered(
+    capsys: pytest.CaptureFixture[str], server: str, photos: Path, tmp_path: Path, signature: str
 ):
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"\x89PNG\r\n\x1a\n cut short")
-    arguments = ("--server", server, "--model", "vit", "--signature", signature)
-    assert fail(*arguments, photos / "0.png", bad) == f"not a PNG or JPEG image: {bad}."
-    assert fail(*arguments, tmp_path / "none.png") == f"{tmp_path / 'none.png'} does not exist."
+    reasons = unreadable(tmp_path)
+    for photo in photos.iterdir():
+        shutil.copy(photo, tmp_path)
+    arguments = ["--server", server, "--model", "vit", "--signature", signature]
+    with pytest.raises(SystemExit) as caught:
+        client.main([*arguments, "--batch_size", "3", str(tmp_path)])
+    assert caught.value.code == 3
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if line[:1] != " "] == [
+        str(tmp_path / f"{number}.png") for number in range(5)
+    ]
+    assert err.splitlines() == [
+        *(f"error: {tmp_path / name} {reasons[name]}" for name in sorted(reasons)),
+        "error: 5 of 10 files could not be read as images.",
+    ]
+    with pytest.raises(SystemExit) as caught:
+        client.main([*arguments, "--json", "--batch_size", "3", str(tmp_path)])
+    assert caught.value.code == 3
+    out, err = capsys.readouterr()
+    assert err == "error: 5 of 10 files could not be read as images.\n"
+    results = {Path(item["image"]).name: item for item in map(json.loads, out.splitlines())}
+    assert list(results) == sorted(path.name for path in tmp_path.iterdir())
+    assert {name: item["error"] for name, item in results.items() if "error" in item} == reasons
+    assert sum(len(item.get("classes", ())) for item in results.values()) == 25
+
+
+def test_files_that_do_not_exist_are_an_error(fail: Callable[..., str], server: str, photos: Path):
+    missing = photos / "none.png"
+    message = fail("--server", server, "--model", "vit", photos / "0.png", missing)
+    assert message == f"{missing} does not exist."
+
+
+def test_hidden_files_of_a_folder_are_left_out(run: Callable[..., list[str]], tmp_path: Path):
+    image = Image.fromarray(pixels(1, seed=8)[0])
+    image.save(tmp_path / "a.gif")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    for name in (".b.png", "._c.png", ".cache/d.png", "__MACOSX/e.png"):
+        image.save(tmp_path / name)
+    (line,) = run("--json", tmp_path)
+    assert json.loads(line)["image"] == str(tmp_path / "a.gif")
+
+
+def test_large_photographs_are_sent_in_the_size_of_the_model(
+    run: Callable[..., list[str]], tmp_path: Path
+):
+    """Upright, the middle of them, whatever they would take the server to decode."""
+    picture = Image.fromarray(pixels(1, seed=8)[0]).resize((4000, 3000))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, options in {"a": {}, "b": {}, "c": {}, "d": {}, "e": {"exif": exif}}.items():
+        picture.save(tmp_path / f"{name}.jpg", **options)
+    results = [json.loads(line)["classes"] for line in run("--json", tmp_path)]
+    expected = [
+        images.resize(images.decode((tmp_path / name).read_bytes()), (32, 32))
+        for name in ("a.jpg", "e.jpg")
+    ]
+    odds = np.exp(np.stack(expected).reshape(2, -1).astype(np.float64) @ weights())
+    probabilities = -np.sort(-odds / odds.sum(axis=1, keepdims=True))[:, :5]
+    for classes, row in zip(results, [0, 0, 0, 0, 1]):
+        np.testing.assert_allclose(
+            [item["probability"] for item in classes], probabilities[row], rtol=1e-4
+        )
+    assert not np.allclose(*probabilities, rtol=1e-2)
+
+
+def test_a_reader_that_has_seen_enough(server: str, photos: Path):
+    command = [sys.executable, "-m", "serving.client", "--server", server, "--model", "vit"]
+    many = [str(photos)] * 400  # More than a pipe holds
+    process = subprocess.Popen(
+        [*command, *many], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == f"{photos / '0.png'}\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 128 + signal.SIGPIPE
 
 
 def test_unknown_model_version_and_label(fail: Callable[..., str], server: str, photos: Path):
