@@ -20,7 +20,11 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("components", "dataset", "serving", "trainer")
 # Their versions count as code: another line of TFX in the same place starts anew. JAX's does not,
 # which need not be where a pipeline is compiled.
-_LIBRARIES = ("tensorflow", "keras", "tensorflow-transform", "ai-edge-litert", "tf2onnx", "onnx")
+_LIBRARIES = (
+    *("tensorflow", "keras", "tensorflow-transform"),
+    *("numpy", "pillow", "pyarrow"),  # they decide about the pixels
+    *("ai-edge-litert", "tf2onnx", "onnx"),
+)
 
 
 def fingerprint(*names: str) -> str:

@@ -1,1 +1,1 @@
-"""CIFAR-100 on disk: its formats, where to find it, and a synthetic stand-in (no TensorFlow)."""
+"""Data sets of images, without TensorFlow or TFX."""

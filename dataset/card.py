@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from dataset.format import DataError
+from dataset.images import Resize
 
 CARD_FILE = "dataset.json"
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -78,6 +79,7 @@ class DataCard:
       name: `cifar-100`, `cifar-10`, `synthetic`, or the folder's or file's name.
       classes: Names of the classes; a position is a label.
       image_size: Height and width of the stored images, in pixels.
+      resize: How images of other sizes become ones of that.
       splits: By name, of `SPLITS`.
       source: Where they are from.
       superclasses: None where there are none.
@@ -91,6 +93,7 @@ class DataCard:
     name: str
     classes: tuple[str, ...]
     image_size: tuple[int, int]
+    resize: Resize
     splits: Mapping[str, Split]
     source: SourceInfo
     superclasses: Superclasses | None

@@ -12,7 +12,7 @@ _BLOCK = 1 << 20
 class Digest(Protocol):
     """What hashlib's objects have in common."""
 
-    def update(self, data: memoryview, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         """Adds bytes."""
 
 

@@ -1,4 +1,4 @@
-"""Finding CIFAR-100: where the user says, where it usually is, on the web, or a stand-in."""
+"""Finding the data: where the user says, where CIFAR-100 usually is, on the web, or a stand-in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dataset import format as binary
-from dataset import pickled, synthetic, unpacked
+from dataset import pickled, source, synthetic, unpacked
+from dataset.card import SPLITS, TRAIN, DataCard
+from dataset.cifar import open_cifar
 from dataset.download import (
     OFFICIAL_BINARY,
     OFFICIAL_PYTHON_MD5,
@@ -21,9 +23,10 @@ from dataset.download import (
 from dataset.files import StorageError, exclusive, make_folder
 from dataset.format import DataError, RecordCounts
 from dataset.hashing import md5_of
-from dataset.unpacked import CIFAR_100
+from dataset.interface import Options, Source
+from dataset.storage import is_uri
 
-SYNTHETIC = "synthetic"
+SYNTHETIC = synthetic.NAME
 
 _OFFICIAL_COUNTS = RecordCounts(binary.OFFICIAL_TRAIN_RECORDS, binary.OFFICIAL_TEST_RECORDS)
 _SYNTHETIC_SEED = 0
@@ -41,31 +44,52 @@ _BANNER_WIDTH = 96
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checked data set in the binary layout.
+    """A checked data set.
 
     Attributes:
-      folder: Where `train.bin`, `test.bin` and the names are.
-      name: 'cifar-100' or 'synthetic'; goes into everything made from the data.
+      location: What `dataset.source.open_source` opens; CIFAR is unpacked there.
+      card: What is known of it before its images are decoded.
       source: Where it came from, for people.
-      fingerprint: SHA-256 of the contents, 64 hexadecimal digits.
-      subset: Whether it is CIFAR-100 with fewer records than the official ones.
     """
 
-    folder: Path
-    name: str
+    location: str
+    card: DataCard
     source: str
-    fingerprint: str
-    subset: bool
+
+    @property
+    def folder(self) -> Path:
+        """The location, where it is a path."""
+        return Path(self.location)
+
+    @property
+    def name(self) -> str:
+        """Goes into everything made from the data."""
+        return self.card.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the contents, 64 hexadecimal digits."""
+        return self.card.source.fingerprint
+
+    @property
+    def subset(self) -> bool:
+        """See `DataCard.subset`."""
+        return self.card.subset
+
+
+# A source and where it came from, for people.
+_Opened = tuple[Source, str]
 
 
 class _Found(NamedTuple):
-    form: Literal["binary", "python", "archive"]
+    form: Literal["binary", "python", "archive", "other"]
     path: Path
 
 
 def locate(
     data: str | None,
     work_dir: Path,
+    options: Options | None = None,
     *,
     search_dir: Path = Path("data"),
     keras_cache: Path | None = None,
@@ -83,9 +107,11 @@ def locate(
     whichever form they came in.
 
     Args:
-      data: A folder (in either form, or one that holds such a folder or an archive), an archive, or
-        the word 'synthetic' (a folder of that name is './synthetic'); None to search.
+      data: CIFAR's folder (in either form, or one that holds such a folder or an archive) or
+        archive, any other source that `dataset.source` opens, or the word 'synthetic' (a folder of
+        that name is './synthetic'); None to search.
       work_dir: Made if needed, and not touched where the data can be used in place.
+      options: The user's.
       search_dir: The first place searched.
       keras_cache: The second; None for Keras's own, which follows KERAS_HOME.
       download: Whether the web may be asked.
@@ -101,17 +127,28 @@ def locate(
         off or gives something else. There is no fallback to other data in these cases.
       StorageError: Likewise, if `work_dir` cannot be written to or its copy of the data is damaged.
     """
+    options = options or Options()
     store = work_dir / "data"
     cache = keras_cache or Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "datasets")
     try:
-        return _locate(
-            data, store, search_dir, cache, remote if download else None, synthetic_records, report
+        found, came_from = _locate(
+            data,
+            store,
+            search_dir,
+            cache,
+            remote if download else None,
+            synthetic_records,
+            options,
+            report,
         )
     except OSError as error:  # what cannot be written is told apart further down
         raise DataError(
             f"cannot read {error.filename or 'the data'}: {error.strerror or error}: "
             "check the permissions and the disk"
         ) from error
+    for line in [*_describe(found), *found.notes]:
+        report(f"data: {line}")
+    return Dataset(found.card.source.location, found.card, came_from)
 
 
 def _locate(
@@ -121,31 +158,37 @@ def _locate(
     cache: Path,
     remote: RemoteArchive | None,
     synthetic_records: tuple[int, int],
+    options: Options,
     report: Callable[[str], None],
-) -> Dataset:
+) -> _Opened:
     if data == SYNTHETIC:
-        return _synthesize(store, synthetic_records, report)
+        return _synthesize(store, synthetic_records, options, report)
     if data is not None:
-        return _prepare(_find_explicit(data), store, report)
+        found = None if is_uri(data) else _find_explicit(data)
+        if found:
+            return _prepare(found, store, options, report)
+        location = data if is_uri(data) else os.path.abspath(os.path.expanduser(data))
+        report(f"data: {source.KINDS[source.kind_of(location)]}, from {location}")
+        return source.open_source(location, options), location
 
     if found := _find(search_dir):
-        return _prepare(found, store, report)
+        return _prepare(found, store, options, report)
     if found := _find(cache):
         try:
-            return _prepare(found, store, report)
+            return _prepare(found, store, options, report)
         except StorageError:
             raise
         except DataError as error:  # Keras leaves broken downloads there; nobody named this one
             report(f"data: passing over what is in Keras's cache: {error}")
     if remote:
         try:
-            return _download(remote, store, report)
+            return _download(remote, store, options, report)
         except UnreachableError as error:
             failure = str(error)
     else:
         failure = "downloading is switched off"
     report(_banner(search_dir, cache, failure))
-    return _synthesize(store, synthetic_records, report)
+    return _synthesize(store, synthetic_records, options, report)
 
 
 def _find(folder: Path) -> _Found | None:
@@ -162,33 +205,28 @@ def _find(folder: Path) -> _Found | None:
     return None
 
 
-def _find_explicit(data: str) -> _Found:
-    path = Path(data).expanduser()
+def _find_explicit(data: str) -> _Found | None:
+    """CIFAR or an archive at a path; None for what is of another kind."""
+    path = Path(os.path.expanduser(data))
     if not data or not path.exists():
         raise DataError(
-            f"data {data!r} does not exist: give a folder or archive of CIFAR-100, "
-            f"or '{SYNTHETIC}' for the built-in stand-in"
+            f"data {data!r} does not exist: give a folder of images, a manifest, Parquet files, a "
+            f"folder or archive of CIFAR, or '{SYNTHETIC}' for the built-in stand-in"
         )
     if path.is_file():
-        return _Found("archive", path)
+        return None if source.is_known_file(data) else _Found("archive", path)
     if not path.is_dir():
         raise DataError(f"data {data!r} is neither a folder nor a file")
-    found = _find(path)
-    if found is None:
-        have = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
-        raise DataError(
-            f"data folder {path} holds no CIFAR-100 (it has {have}): expected {binary.TRAIN_FILE} "
-            f"and {binary.TEST_FILE}, {_BINARY_FOLDER}/, {_PYTHON_FOLDER}/ or an archive "
-            f"({', '.join(_ARCHIVES[:2])})"
-        )
-    return found
+    return _find(path)
 
 
-def _prepare(found: _Found, store: Path, report: Callable[[str], None]) -> Dataset:
+def _prepare(
+    found: _Found, store: Path, options: Options, report: Callable[[str], None]
+) -> _Opened:
     """Brings what was found into the binary layout, once, and checks it."""
-    source = str(found.path.absolute())
+    origin = str(found.path.absolute())
     if found.form == "binary":
-        return _checked(found.path, source, report)
+        return _checked(found.path.absolute(), origin, options, report)
     parts = [found.path]
     if found.form == "python":
         parts = [found.path / name for name in pickled.FILES]
@@ -202,17 +240,19 @@ def _prepare(found: _Found, store: Path, report: Callable[[str], None]) -> Datas
     with exclusive(store, report=report):
         folder = unpacked.find(store, md5)
         if folder is None:
-            report(f"data: unpacking {source} to {store}")
+            report(f"data: unpacking {origin} to {store}")
             folder = unpacked.add(store, md5, found.path)
     if found.form == "archive" and md5 not in (OFFICIAL_BINARY.md5, OFFICIAL_PYTHON_MD5):
         report(
             f"data: {found.path.name} is not byte-identical to an official archive (md5 {md5}): "
             "its contents are checked instead"
         )
-    return _checked_unpacked(folder, source, report)
+    return _checked_unpacked(folder, origin, options, report)
 
 
-def _download(remote: RemoteArchive, store: Path, report: Callable[[str], None]) -> Dataset:
+def _download(
+    remote: RemoteArchive, store: Path, options: Options, report: Callable[[str], None]
+) -> _Opened:
     make_folder(store)
     with exclusive(store, report=report):
         folder = unpacked.find(store, remote.md5)
@@ -223,10 +263,12 @@ def _download(remote: RemoteArchive, store: Path, report: Callable[[str], None])
             report(f"data: unpacking {archive} to {store}")
             folder = unpacked.add(store, remote.md5, archive)
             archive.unlink()  # what it unpacked to is all that later runs need
-    return _checked_unpacked(folder, remote.url, report)
+    return _checked_unpacked(folder, remote.url, options, report)
 
 
-def _synthesize(store: Path, records: tuple[int, int], report: Callable[[str], None]) -> Dataset:
+def _synthesize(
+    store: Path, records: tuple[int, int], options: Options, report: Callable[[str], None]
+) -> _Opened:
     train, test = records
     version = f"v{synthetic.GENERATOR_VERSION}"
     folder = store / f"{SYNTHETIC}-{version}-seed{_SYNTHETIC_SEED}-{train}-{test}"
@@ -235,41 +277,67 @@ def _synthesize(store: Path, records: tuple[int, int], report: Callable[[str], N
         if not folder.is_dir():
             report(f"data: generating the synthetic set in {folder}")
             synthetic.generate(folder, seed=_SYNTHETIC_SEED, train=train, test=test)
-    return _checked_copy(folder, f"the built-in generator, seed {_SYNTHETIC_SEED}", report)
+    origin = f"the built-in generator, seed {_SYNTHETIC_SEED}"
+    return _checked_copy(folder, origin, options, report)
 
 
-def _checked_copy(folder: Path, source: str, report: Callable[[str], None]) -> Dataset:
+def _checked_copy(
+    folder: Path, origin: str, options: Options, report: Callable[[str], None]
+) -> _Opened:
     """Checks what this program has made, now or in an earlier run."""
     try:
-        return _checked(folder, source, report)
+        return _checked(folder.absolute(), origin, options, report)
     except DataError as error:
         raise StorageError(f"{error}; or remove {folder}, to have it made again") from None
 
 
-def _checked_unpacked(folder: Path, source: str, report: Callable[[str], None]) -> Dataset:
+def _checked_unpacked(
+    folder: Path, origin: str, options: Options, report: Callable[[str], None]
+) -> _Opened:
     """Checks a folder that was named after its contents."""
-    dataset = _checked_copy(folder, source, report)
-    if folder.name != unpacked.name_of(dataset.fingerprint):
+    opened, _ = _checked_copy(folder, origin, options, report)
+    fingerprint = opened.card.source.fingerprint
+    if folder.name != unpacked.name_of(fingerprint):
         raise StorageError(
-            f"{folder} has changed since it was unpacked (its fingerprint is now "
-            f"{dataset.fingerprint}): remove it, to have it made again"
+            f"{folder} has changed since it was unpacked (its fingerprint is now {fingerprint}): "
+            "remove it, to have it made again"
         )
-    return dataset
+    return opened, origin
 
 
-def _checked(folder: Path, source: str, report: Callable[[str], None]) -> Dataset:
+def _checked(folder: Path, origin: str, options: Options, report: Callable[[str], None]) -> _Opened:
     """Checks a folder in the binary layout and describes it in a line."""
     counts = binary.check_folder(folder)
-    names = binary.read_label_names(folder)
-    # By its class names, so that a generated folder is never taken for CIFAR-100, wherever it lies.
-    name = SYNTHETIC if set(names.fine) & set(synthetic.LABEL_NAMES.fine) else CIFAR_100
-    title = "the synthetic set" if name == SYNTHETIC else "CIFAR-100"
+    opened = open_cifar(str(folder), options)
+    title = "the synthetic set" if opened.card.name == SYNTHETIC else "CIFAR-100"
     size = f"{counts.train:,} train and {counts.test:,} test records"
-    subset = name == CIFAR_100 and counts != _OFFICIAL_COUNTS
-    if subset:
+    if opened.card.name != SYNTHETIC and counts != _OFFICIAL_COUNTS:
         size = f"a subset: {size}"
-    report(f"data: {title}, {size}, from {source}")
-    return Dataset(folder, name, source, binary.fingerprint(folder), subset)
+    report(f"data: {title}, {size}, from {origin}")
+    return opened, origin
+
+
+def _describe(opened: Source) -> list[str]:
+    """The splits, the classes and their balance, a line each."""
+    card, counts = opened.card, opened.counts[TRAIN]
+    splits = ", ".join(
+        f"{name} {card.splits[name].examples:,}"
+        + (" (set apart here)" if card.splits[name].derived else "")
+        for name in SPLITS
+    )
+    (least, smallest), *_, (most, largest) = sorted(
+        (count, label) for label, count in enumerate(counts) if count
+    )
+    names = card.classes
+    balance = f"{card.num_classes:,} classes of {least:,} to {most:,} images in {TRAIN}"
+    if most > least:
+        balance += f" ({names[smallest]} to {names[largest]}), imbalance ratio {most / least:.3g}"
+    sizes = card.source
+    stored = f"{card.image_size[0]} x {card.image_size[1]} pixels"
+    if (sizes.smallest, sizes.largest) != (card.image_size, card.image_size):
+        (a, b), (c, d) = sizes.smallest, sizes.largest
+        stored = f"{a} x {b} to {c} x {d} pixels (height x width)"
+    return [f"{splits} images of {stored}", balance]
 
 
 def _banner(search_dir: Path, cache: Path, failure: str) -> str:

@@ -29,6 +29,7 @@ from dataset.format import DataError, LabelNames
 
 _Mask = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.bool_]]
 
+NAME = "synthetic"
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 # Red, green, blue. Hue jitter makes neighbours (red and yellow, blue and purple) nearly touch.

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from dataset import archive, pickled
 from dataset import format as binary
+from dataset.cifar import CIFAR_100
 from dataset.files import replace_text, scratch_folder
 from dataset.format import DataError
-
-CIFAR_100 = "cifar-100"
 
 _INDEX_FILE = "unpacked.json"
 

@@ -118,6 +118,7 @@ def compile_pipeline(config: KubeflowConfig, dataset: Dataset | None = None) -> 
                 name=config.dataset_name,
                 fingerprint=fingerprint or "",
                 limit=config.limit,
+                options=config.source_options(preset.image_size),
             ),
             preset,
             serving_dir=serving_dir,

@@ -9,15 +9,19 @@ import dataclasses
 import math
 import os
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from components.converter import formats
-from dataset.format import NUM_FINE_CLASSES
+from dataset import images
+from dataset.card import DataCard
+from dataset.interface import Options, stored_size
 from dataset.locate import SYNTHETIC
 from pipeline.gate import METRICS, Gate, resolve_floors
 from trainer import engines, presets
 from trainer.preset import OVERRIDES, Preset
 
+_COLUMNS = ("path", "image", "label", "superclass", "split")
 VERBOSITIES = ("quiet", "info", "debug")
 _NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*", re.IGNORECASE)
 
@@ -68,12 +72,47 @@ class PipelineConfig(_Floors):
     data: str | None = knob(
         None,
         "data",
-        "folder or archive of CIFAR-100 (binary or python form), or 'synthetic'; without it: "
-        "./data, then Keras's cache, then a download from the author's address",
+        "images in class folders, a manifest (CSV, JSONL), Parquet files, a folder or archive of "
+        "CIFAR, or 'synthetic'; without it: CIFAR-100 in ./data, then in Keras's cache, then a "
+        "download from the author's address",
         metavar="PATH",
     )
     limit: int | None = knob(
         None, "data", "use at most N images of each split, class-balanced", metavar="N"
+    )
+    image_size: str | None = knob(
+        None,
+        "data",
+        "store images at N x N pixels, or HEIGHTxWIDTH; default: their own size if all have the "
+        "same, up to the preset's, else the preset's",
+        metavar="N",
+    )
+    resize: str = knob(
+        images.RESIZE,
+        "data",
+        "how images of other sizes become ones of that: crop keeps their middle, stretch the whole "
+        "image, pad the whole image with black beside it",
+        choices=images.RESIZES,
+    )
+    group: str | None = knob(
+        None,
+        "data",
+        "images with the same value stay in one split: a column of a manifest or of Parquet files, "
+        "or a regular expression that is searched for in paths",
+        metavar="NAME_OR_REGEX",
+    )
+    columns: str | None = knob(
+        None,
+        "data",
+        "columns of a manifest or of Parquet files that are not found by their names, such as "
+        "path=photo,label=breed; there are path, image, label, superclass and split",
+        metavar="NAME=COLUMN[,...]",
+    )
+    max_unreadable: float = knob(
+        0.01, "data", "go on if at most this share of the images cannot be read, 0..1", metavar="X"
+    )
+    keep_duplicates: bool = knob(
+        False, "data", "train on images that validation or test has, too, with the same contents"
     )
     preset: str | None = knob(
         None,
@@ -161,8 +200,8 @@ class PipelineConfig(_Floors):
     model_name: str | None = knob(
         None,
         "places",
-        "name of the pushed model; default: cifar100_vit, cifar100_subset_vit with --limit, "
-        "synthetic_vit on the synthetic set",
+        "name of the pushed model; default: the data set's and _vit, such as cifar100_vit; "
+        "cifar100_subset_vit with --limit, synthetic_vit on the synthetic set",
         metavar="NAME",
     )
     cache: bool = knob(True, "running", "take unchanged components' results from earlier runs")
@@ -189,8 +228,20 @@ class PipelineConfig(_Floors):
             self._check(name, value is None or value >= 1, "it must be 1 or more")
         self._check(
             "limit",
-            self.limit is None or self.limit >= NUM_FINE_CLASSES,
-            f"it must be {NUM_FINE_CLASSES} or more, an image of each class",
+            self.limit is None or 2 <= self.limit < 2**31,
+            "it must be an image of each class at least, and below 2147483648",
+        )
+        self._check("max_unreadable", 0 <= self.max_unreadable <= 1, "it is a fraction, 0 to 1")
+        self._check("group", self.group != "", "name a column, or give a regular expression")
+        self._check(
+            "image_size",
+            self.image_size is None or self._parsed_image_size() is not None,
+            "give a number of pixels, 8 to 1024, or two such as 48x64",
+        )
+        self._check(
+            "columns",
+            self.columns is None or self._parsed_columns() is not None,
+            f"give NAME=COLUMN[,...], with a name of {', '.join(_COLUMNS)}",
         )
         minutes = self.train_minutes
         self._check(
@@ -242,6 +293,44 @@ class PipelineConfig(_Floors):
             shown = repr(value) if isinstance(value, str) else value
             raise ConfigError(f"--{name} is {shown}: {what_to_do}.")
 
+    def source_options(
+        self, preset_size: int | None = None, card: DataCard | None = None
+    ) -> Options:
+        """What the flags say about the data.
+
+        Args:
+          preset_size: The preset's side in pixels, where it is known.
+          card: Of the data, where they are known: the images' size is then decided here.
+        """
+        options = Options(
+            image_size=self._parsed_image_size(),
+            preset_size=preset_size,
+            resize=self.resize,  # type: ignore[arg-type]  # one of the choices
+            limit=self.limit,
+            group=self.group,
+            columns=self._parsed_columns() or {},
+            max_unreadable=self.max_unreadable,
+            keep_duplicates=self.keep_duplicates,
+        )
+        if card is None:
+            return options
+        # Not the preset's, so that another preset finds the examples in the cache.
+        size = stored_size(card.source.smallest, card.source.largest, options)
+        return dataclasses.replace(options, image_size=size, preset_size=None)
+
+    def _parsed_image_size(self) -> tuple[int, int] | None:
+        match = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", self.image_size or "")
+        if match is None:
+            return None
+        height, width = int(match[1]), int(match[2] or match[1])
+        return (height, width) if 8 <= min(height, width) <= max(height, width) <= 1024 else None
+
+    def _parsed_columns(self) -> dict[str, str] | None:
+        pairs = [item.partition("=") for item in (self.columns or "").split(",")]
+        columns = {name.strip(): column.strip() for name, _, column in pairs}
+        sound = len(columns) == len(pairs) and set(columns) <= set(_COLUMNS)
+        return columns if sound and all(columns.values()) else None
+
     def resolve_preset(self, **overrides: float) -> Preset:
         """Returns the preset, by default that for a GPU, with what the command line overrides.
 
@@ -291,11 +380,11 @@ class PipelineConfig(_Floors):
         """Names the pushed model; models of synthetic data always say so.
 
         Args:
-          dataset_name: `cifar-100` or `synthetic`.
+          dataset_name: The data card's.
           subset: Whether the data are a part of it, as they also are with `limit`.
         """
         part = "_subset" if subset or self.limit else ""
-        name = self.model_name or f"{dataset_name.replace('-', '')}{part}_vit"
+        name = self.model_name or f"{_slug(dataset_name)}{part}_vit"
         if dataset_name == SYNTHETIC and not name.startswith(SYNTHETIC):
             return f"{SYNTHETIC}_{name}"
         return name
@@ -313,6 +402,13 @@ class PipelineConfig(_Floors):
             if (value := getattr(self, name)) is not None
         }
         return dataclasses.replace(self, **paths)
+
+
+def _slug(name: str) -> str:
+    """Makes of a data set's name a part of a model's: `cifar-100` gives cifar100."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    plain = re.sub(r"-(?=\d)", "", plain)
+    return re.sub(r"[^a-z0-9]+", "_", plain).strip("_") or "images"
 
 
 def metadata_path(pipeline_root: str) -> str:

@@ -44,10 +44,11 @@ def build_pipeline(
     return translate(
         config,
         graph.DataSource(
-            folder=os.path.abspath(dataset.folder),
+            folder=dataset.location,
             name=dataset.name,
             fingerprint=dataset.fingerprint,
             limit=config.limit,
+            options=config.source_options(preset.image_size, dataset.card),
         ),
         preset,
         serving_dir=config.model_dir(dataset.name, subset=dataset.subset),

@@ -27,11 +27,12 @@ from components.code import CODE_KEY, fingerprint
 from components.converter.component import Converter
 from components.data_gate.component import DataGate
 from components.evaluator.component import BaselineEvaluator
-from components.example_gen.component import Cifar100ExampleGen
+from components.example_gen.component import ImageExampleGen
 from components.pusher.component import AtomicPusher
 from components.schema_gen.component import CardSchemaGen
 from components.serving_validator.component import ServingValidator
 from dataset.card import SPLITS, TEST, TRAIN, VALIDATION
+from dataset.interface import Options
 from pipeline.gate import METRICS, Gate, GateMetric
 from serving import client
 from trainer.preset import OVERRIDES, Preset
@@ -53,16 +54,18 @@ class DataSource:
     """The data a pipeline is run on.
 
     Args:
-      folder: Folder in CIFAR-100's binary layout.
-      name: `cifar-100` or `synthetic`.
+      folder: What `dataset.source` opens: a folder, a file or a URI.
+      name: The data set's.
       fingerprint: Identifies the contents; part of the cache key.
       limit: Keep at most so many examples of each split, class-balanced; None keeps all.
+      options: What else decides about the examples.
     """
 
     folder: str
     name: str
     fingerprint: str
     limit: int | None = None
+    options: Options = dataclasses.field(default_factory=Options)
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,12 @@ def create_pipeline(
     Returns:
       The pipeline, to be given to a TFX runner.
     """
-    example_gen = Cifar100ExampleGen(
+    example_gen = ImageExampleGen(
         data.folder,
         dataset_name=data.name,
         content_fingerprint=data.fingerprint,
         limit=data.limit,
+        options=data.options,
     ).with_id("ExampleGen")
     examples = example_gen.outputs["examples"]
 

@@ -14,12 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dataset.format import (
-    OFFICIAL_TRAIN_RECORDS,
-    TRAIN_FILE,
-    DataError,
-    count_records,
-)
+from dataset.card import TRAIN, VALIDATION
+from dataset.format import OFFICIAL_TRAIN_RECORDS, DataError
 from pipeline import command_line, console, metadata_file, run_lock
 from pipeline import config as pipeline_config
 from pipeline.interruption import interruptible
@@ -82,7 +78,7 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
 
     try:
         check_installed(config.export_formats)
-        dataset = locate(config.data, Path(config.work_dir))
+        dataset = locate(config.data, Path(config.work_dir), config.source_options())
         _make_folders(config.pipeline_root, config.model_dir(dataset.name, subset=dataset.subset))
         if "tfx" not in sys.modules:  # TFX's command line does not run every pipeline it loads
             run_lock.check_free(config.pipeline_root)
@@ -110,8 +106,7 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
             _fail(error)
         gpus = engines.accelerators() if on_jax else len(tf.config.list_physical_devices("GPU"))
 
-    train_file = dataset.folder / TRAIN_FILE
-    images = count_records(train_file.stat().st_size, str(train_file))
+    images = sum(dataset.card.splits[split].examples for split in (TRAIN, VALIDATION))
     preset, why = choose_training(config, images=images, gpus=gpus, cpus=available_cpus())
     print(f"model: preset {preset.name}, {why}", flush=True)
     if config.tune:

@@ -20,6 +20,8 @@ from trainer import engines, presets
 
 _ENGINES = {engines.TENSORFLOW: "TensorFlow", engines.JAX: "JAX"}
 
+_TITLES = {SYNTHETIC: "synthetic data", "cifar-100": "CIFAR-100", "cifar-10": "CIFAR-10"}
+
 _Slice = tuple[str, "int | None"]
 _Metrics = dict[str, float]
 
@@ -52,7 +54,7 @@ def summarize(run: Run) -> str:
         lines += export_lines(exports.uri)
     lines += ["", *_next_lines(run, training)]
     lines += ["", f"time: {_times(run)}"]
-    name = "synthetic data" if synthetic else "CIFAR-100"
+    name = _TITLES.get(training["dataset"], training["dataset"])
     if training["subset"]:
         name = f"a subset of {name}"
     return box(f"Summary: preset {training['preset']['name']} on {name}", lines)

@@ -1,50 +1,49 @@
-"""Cifar100ExampleGen: a TFX ExampleGen for CIFAR-100's binary layout."""
+"""ImageExampleGen: a TFX ExampleGen for every kind of source that `dataset.source` opens."""
 
 from __future__ import annotations
 
 from tfx import types
-from tfx.components.example_gen import component as example_gen_component
-from tfx.components.example_gen import utils
-from tfx.dsl.components.base import base_beam_component, base_driver, executor_spec
-from tfx.proto import example_gen_pb2
+from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 
 from components.code import CODE_KEY, fingerprint
 from components.example_gen import executor
-from dataset import format as dataset_format
-from dataset.card import TEST, TRAIN, VALIDATION
+from dataset.interface import Options
 
 
-class Cifar100ExampleGenSpec(component_spec.ComponentSpec):
-    """FileBasedExampleGen's specification and what identifies the data."""
+class ImageExampleGenSpec(component_spec.ComponentSpec):
+    """Specification of `ImageExampleGen`."""
 
     PARAMETERS = {
-        **standard_component_specs.FileBasedExampleGenSpec.PARAMETERS,
+        standard_component_specs.INPUT_BASE_KEY: component_spec.ExecutionParameter(type=str),
         executor.DATASET_NAME_KEY: component_spec.ExecutionParameter(type=str),
         executor.FINGERPRINT_KEY: component_spec.ExecutionParameter(type=str),
         executor.LIMIT_KEY: component_spec.ExecutionParameter(type=int, optional=True),
+        executor.OPTIONS_KEY: component_spec.ExecutionParameter(type=str),
         CODE_KEY: component_spec.ExecutionParameter(type=str),
     }
-    INPUTS = standard_component_specs.FileBasedExampleGenSpec.INPUTS
-    OUTPUTS = standard_component_specs.FileBasedExampleGenSpec.OUTPUTS
+    INPUTS: dict[str, component_spec.ChannelParameter] = {}
+    OUTPUTS = {
+        standard_component_specs.EXAMPLES_KEY: component_spec.ChannelParameter(
+            type=standard_artifacts.Examples
+        )
+    }
 
 
-class Cifar100ExampleGen(example_gen_component.FileBasedExampleGen):
-    """Ingests train.bin and test.bin into the splits train, validation and test.
+class ImageExampleGen(base_beam_component.BaseBeamComponent):
+    """Ingests a data set into the splits train, validation and test.
 
-    The last tenth of train.bin is the validation split. Each tf.Example holds `image` (3,072 raw
-    bytes: uint8, 32 rows x 32 columns x RGB), `label` and `superclass`. The class names are
-    written beside the splits, in dataset.json.
+    Each tf.Example holds `image` (raw bytes: uint8, rows x columns x RGB, of the card's size),
+    `label` and, where there are some, `superclass`. The data card is written beside the splits, in
+    dataset.json, and what could not be read in unreadable.json.
 
-    The fingerprint of the data is an execution property computed by whoever submits the pipeline,
-    in place of the one that FileBasedExampleGen's driver derives from modification times: it is
-    part of the cache key also where drivers do not run, and it changes when and only when the
+    The fingerprint of the data is an execution property computed by whoever submits the pipeline:
+    it is part of the cache key also where drivers do not run, and it changes when and only when the
     contents do.
     """
 
-    SPEC_CLASS = Cifar100ExampleGenSpec
+    SPEC_CLASS = ImageExampleGenSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
-    DRIVER_CLASS = base_driver.BaseDriver
 
     def __init__(
         self,
@@ -53,40 +52,27 @@ class Cifar100ExampleGen(example_gen_component.FileBasedExampleGen):
         dataset_name: str,
         content_fingerprint: str,
         limit: int | None = None,
+        options: Options | None = None,
     ):
         """Constructs the component.
 
         Args:
-          input_base: Folder with train.bin, test.bin, fine_label_names.txt and
-            coarse_label_names.txt.
-          dataset_name: `cifar-100` or `synthetic`; travels with the data into the model.
-          content_fingerprint: Identifies the contents of the folder; see
-            `dataset.format.fingerprint`.
+          input_base: What `dataset.source.open_source` opens, where the component runs.
+          dataset_name: Travels with the data into the model.
+          content_fingerprint: Identifies the contents.
           limit: Keep at most so many examples of each split, class-balanced. None or 0 keeps all.
+          options: The rest of what decides about the examples; its own limit is not looked at.
         """
-        input_config = example_gen_pb2.Input(
-            splits=[
-                example_gen_pb2.Input.Split(name=name, pattern=file)
-                for name, file in (
-                    (TRAIN, dataset_format.TRAIN_FILE),
-                    (VALIDATION, dataset_format.TRAIN_FILE),
-                    (TEST, dataset_format.TEST_FILE),
-                )
-            ]
+        super().__init__(
+            spec=ImageExampleGenSpec(
+                input_base=input_base,
+                examples=types.Channel(type=standard_artifacts.Examples),
+                **{
+                    executor.DATASET_NAME_KEY: dataset_name,
+                    executor.FINGERPRINT_KEY: content_fingerprint,
+                    executor.LIMIT_KEY: limit,
+                    executor.OPTIONS_KEY: executor.without_limit(options or Options()).to_json(),
+                    CODE_KEY: fingerprint(__package__, "dataset"),
+                },
+            )
         )
-        spec = Cifar100ExampleGenSpec(
-            input_base=input_base,
-            input_config=input_config,
-            output_config=utils.make_default_output_config(input_config),
-            output_data_format=example_gen_pb2.FORMAT_TF_EXAMPLE,
-            output_file_format=example_gen_pb2.FORMAT_TFRECORDS_GZIP,
-            examples=types.Channel(type=standard_artifacts.Examples),
-            **{
-                executor.DATASET_NAME_KEY: dataset_name,
-                executor.FINGERPRINT_KEY: content_fingerprint,
-                executor.LIMIT_KEY: limit,
-                CODE_KEY: fingerprint(__package__),
-            },
-        )
-        # Past FileBasedExampleGen's constructor, which builds its own specification.
-        base_beam_component.BaseBeamComponent.__init__(self, spec=spec)

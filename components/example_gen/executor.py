@@ -1,117 +1,113 @@
-"""Executor of Cifar100ExampleGen: records to tf.Examples, in three splits."""
+"""Executor of ImageExampleGen: the shards of a source to files of tf.Examples, in three splits.
+
+A shard goes into one file, image after image, in the order that the source gives: the same data
+give the same bytes however busy the machine is, and memory does not grow with the data, as it would
+with the shuffle of TFX's own ExampleGens.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import tensorflow as tf
-from apache_beam.io import filesystems
 from tfx import types
-from tfx.components.example_gen import base_example_gen_executor
+from tfx.components.util import examples_utils
+from tfx.dsl.components.base import base_beam_executor
 from tfx.dsl.io import fileio
+from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
 
-from components.example_gen import records
-from dataset import format as dataset_format
-from dataset.card import (
-    CARD_FILE,
-    SPLITS,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    DataCard,
-    SourceInfo,
-    Split,
-    Superclasses,
+from dataset import images
+from dataset.card import CARD_FILE, SPLITS, TRAIN, DataCard, Split
+from dataset.format import DataError
+from dataset.index import shown
+from dataset.interface import (
+    Item,
+    Options,
+    Shard,
+    Source,
+    Unreadable,
+    check_unreadable,
+    options_from_json,
 )
-from dataset.unpacked import CIFAR_100
+from dataset.source import open_source
 
-# The notebook trains with validation_split=0.1, which Keras takes from the end of the data.
-_VALIDATION_DIVISOR = 10
+UNREADABLE_FILE = "unreadable.json"
 
 DATASET_NAME_KEY = "dataset_name"
-# Not `input_fingerprint`: where an orchestrator runs FileBasedExampleGen's driver after all, that
-# property is the driver's, made of modification times.
 FINGERPRINT_KEY = "content_fingerprint"
 LIMIT_KEY = "limit"
+OPTIONS_KEY = "options"
+
+_FILE_FORMAT = "tfrecords_gzip"
+# Photographs hardly become smaller; a higher level takes several times as long.
+_WRITER_OPTIONS = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
 
 
-def to_example(record: bytes) -> bytes:
-    """Converts a record to a serialized tf.Example of image, label and superclass."""
-    image, label, superclass = dataset_format.decode_record(record)
-    feature = {
-        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
-        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-        "superclass": tf.train.Feature(int64_list=tf.train.Int64List(value=[superclass])),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+def decode_and_resize(item: Item, card: DataCard) -> np.ndarray:
+    """Makes the stored image of an item: uint8 [*card.shape].
 
-
-class _LimitPerClass(beam.PTransform):
-    """Keeps the first `limit` records, with equal counts per class as far as they divide."""
-
-    def __init__(self, limit: int):
-        super().__init__()
-        self._each, self._rest = divmod(limit, dataset_format.NUM_FINE_CLASSES)
-
-    def _quota(self, label: int) -> int:
-        return self._each + (label < self._rest)
-
-    def expand(self, indexed_records: beam.PCollection) -> beam.PCollection:
-        return (
-            indexed_records
-            | "KeyByClass" >> beam.Map(lambda pair: (pair[1][1], pair))  # byte 1: the fine label
-            | "FirstOfClass" >> beam.combiners.Top.SmallestPerKey(self._each + 1)
-            | "Quota" >> beam.FlatMap(lambda group: group[1][: self._quota(group[0])])
-        )
-
-
-class Executor(base_example_gen_executor.BaseExampleGenExecutor):
-    """Reads train.bin and test.bin and writes the splits train, validation and test.
-
-    It takes nothing from the driver (no span, version or fingerprint), so it runs unchanged where
-    orchestrators do not call TFX drivers.
+    Raises:
+      images.UnreadableImage: It cannot be decoded.
     """
+    pixels = images.decode(item.image) if isinstance(item.image, bytes) else item.image
+    return images.resize(pixels, card.image_size, card.resize)
 
-    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:
-        """Never called: train.bin gives two splits, which takes `GenerateExamplesByBeam`."""
-        raise NotImplementedError
 
-    def GenerateExamplesByBeam(
-        self, pipeline: beam.Pipeline, exec_properties: dict[str, Any]
-    ) -> dict[str, beam.PCollection]:
-        """See base class."""
-        folder = exec_properties[standard_component_specs.INPUT_BASE_KEY]
-        train_path = os.path.join(folder, dataset_format.TRAIN_FILE)
-        test_path = os.path.join(folder, dataset_format.TEST_FILE)
-        count = _count_records(train_path)
-        _count_records(test_path)
-        first_validation = count - count // _VALIDATION_DIVISOR
+def to_example(image: np.ndarray, item: Item) -> bytes:
+    """Converts an image to a serialized tf.Example of image, label and maybe superclass."""
+    feature = {
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[item.label])),
+    }
+    if item.superclass is not None:
+        feature["superclass"] = tf.train.Feature(
+            int64_list=tf.train.Int64List(value=[item.superclass])
+        )
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    result: bytes = example.SerializeToString(deterministic=True)
+    return result
 
-        indexed = {
-            path: pipeline
-            | f"Read[{os.path.basename(path)}]"
-            >> records.ReadFixedLengthRecords(path, dataset_format.RECORD_BYTES)
-            for path in (train_path, test_path)
-        }
-        splits = {
-            TRAIN: indexed[train_path]
-            | "BeforeLastTenth" >> beam.Filter(lambda pair: pair[0] < first_validation),
-            VALIDATION: indexed[train_path]
-            | "LastTenth" >> beam.Filter(lambda pair: pair[0] >= first_validation),
-            TEST: indexed[test_path],
-        }
-        if limit := exec_properties.get(LIMIT_KEY):
-            splits = {
-                name: split | f"Limit[{name}]" >> _LimitPerClass(limit)
-                for name, split in splits.items()
-            }
-        return {
-            name: split | f"ToExample[{name}]" >> beam.Map(lambda pair: to_example(pair[1]))
-            for name, split in splits.items()
-        }
+
+def write_shard(
+    task: tuple[str, str, Shard], card: DataCard
+) -> Iterator[tuple[str, int, list[Unreadable]]]:
+    """Writes a shard.
+
+    Args:
+      task: Name of the split, path of the file, and the shard.
+      card: Of the data set.
+
+    Yields:
+      Once: the split, how many examples were written, and what could not be read.
+    """
+    split, path, shard = task
+    count = 0
+    unreadable = []
+    with tf.io.TFRecordWriter(path, _WRITER_OPTIONS) as writer:
+        for item in shard.read():
+            try:
+                image = decode_and_resize(item, card)
+            except images.UnreadableImage as error:
+                unreadable.append(Unreadable(item.name, error.reason, item.label))
+                continue
+            writer.write(to_example(image, item))
+            count += 1
+    yield split, count, unreadable
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """Opens the source and writes its splits, the card and the list of what cannot be read.
+
+    It takes nothing from a driver, so it runs unchanged where orchestrators do not call any.
+    """
 
     def Do(
         self,
@@ -119,87 +115,109 @@ class Executor(base_example_gen_executor.BaseExampleGenExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """See base class; writes the data set's card beside the splits."""
-        folder = exec_properties[standard_component_specs.INPUT_BASE_KEY]
-        classes, superclasses = (
-            _read_label_names(os.path.join(folder, file), count)
-            for file, count in (
-                (dataset_format.FINE_NAMES_FILE, dataset_format.NUM_FINE_CLASSES),
-                (dataset_format.COARSE_NAMES_FILE, dataset_format.NUM_COARSE_CLASSES),
-            )
+        """See base class.
+
+        Raises:
+          DataError: The source is damaged, or more of it than allowed cannot be read.
+        """
+        self._log_startup(input_dict, output_dict, exec_properties)
+        options = dataclasses.replace(
+            options_from_json(exec_properties[OPTIONS_KEY]),
+            limit=exec_properties.get(LIMIT_KEY) or None,  # pipelines' parameters cannot be None
         )
-        super().Do(input_dict, output_dict, exec_properties)
+        source = open_source(
+            exec_properties[standard_component_specs.INPUT_BASE_KEY],
+            options,
+            name=exec_properties[DATASET_NAME_KEY],
+        )
         examples = artifact_utils.get_single_instance(
             output_dict[standard_component_specs.EXAMPLES_KEY]
         )
-        limit = exec_properties.get(LIMIT_KEY) or None  # pipelines' parameters cannot be None
-        name = exec_properties[DATASET_NAME_KEY]
-        train, test = (
-            _count_records(os.path.join(folder, file))
-            for file in (dataset_format.TRAIN_FILE, dataset_format.TEST_FILE)
-        )
-        validation = train // _VALIDATION_DIVISOR
-        counts = {TRAIN: train - validation, VALIDATION: validation, TEST: test}
-        if limit:
-            counts = {split: min(limit, count) for split, count in counts.items()}
-        size = dataset_format.IMAGE_SHAPE[:2]
-        card = DataCard(
-            name=name,
-            classes=classes,
-            image_size=size,
-            splits={split: Split(counts[split], split == VALIDATION) for split in SPLITS},
-            source=SourceInfo(
-                kind=name,
-                location=folder,
-                fingerprint=exec_properties[FINGERPRINT_KEY],
-                smallest=size,
-                largest=size,
-                unreadable=0,
-                duplicates=0,
+        written = self._write(source, examples.uri)
+        unreadable = [item for _, _, items in written for item in items]
+        _check_written(source, written, unreadable, options)
+        counts = Counter[str]()
+        for split, count, _ in written:
+            counts[split] += count
+        card = dataclasses.replace(
+            source.card,
+            splits={
+                split: Split(counts[split], source.card.splits[split].derived) for split in SPLITS
+            },
+            source=dataclasses.replace(
+                source.card.source, unreadable=len(source.unreadable) + len(unreadable)
             ),
-            superclasses=Superclasses(
-                superclasses, _superclasses(os.path.join(folder, dataset_format.TRAIN_FILE))
-            ),
-            limit=limit,
-            subset=bool(limit)
-            or (name == CIFAR_100 and (train, test) != dataset_format.OFFICIAL_RECORDS),
         )
-        with fileio.open(os.path.join(examples.uri, CARD_FILE), "w") as file:
-            file.write(card.to_json())
+        listed = [
+            {"file": item.name, "reason": item.reason}
+            for item in sorted([*source.unreadable, *unreadable])
+        ]
+        for name, text in (
+            (CARD_FILE, card.to_json()),
+            (UNREADABLE_FILE, json.dumps(listed, indent=1, ensure_ascii=False) + "\n"),
+        ):
+            with fileio.open(os.path.join(examples.uri, name), "w") as file:
+                file.write(text)
+        examples.split_names = artifact_utils.encode_split_names(list(SPLITS))
+        examples_utils.set_payload_format(examples, example_gen_pb2.FORMAT_TF_EXAMPLE)
+        examples_utils.set_file_format(examples, _FILE_FORMAT)
         for key in (DATASET_NAME_KEY, FINGERPRINT_KEY):
             examples.set_string_custom_property(key, exec_properties[key])
 
+    def _write(self, source: Source, uri: str) -> list[tuple[str, int, list[Unreadable]]]:
+        tasks = []
+        for split in SPLITS:
+            folder = os.path.join(uri, f"Split-{split}")
+            fileio.makedirs(folder)
+            shards = source.shards(split)
+            tasks += [
+                (
+                    split,
+                    os.path.join(folder, f"data_tfrecord-{at:05}-of-{len(shards):05}.gz"),
+                    shard,
+                )
+                for at, shard in enumerate(shards)
+            ]
+        results = os.path.join(uri, "results")
+        with self._make_beam_pipeline() as pipeline:
+            _ = (
+                pipeline
+                | "Shards" >> beam.Create(tasks)
+                | "Spread" >> beam.Reshuffle()
+                | "WriteShard" >> beam.FlatMap(write_shard, source.card)
+                | "ToJson" >> beam.Map(json.dumps)
+                | "Results" >> beam.io.WriteToText(results, num_shards=1, shard_name_template="")
+            )
+        with fileio.open(results, "r") as file:
+            written = [
+                (split, count, [Unreadable(*item) for item in items])
+                for split, count, items in map(json.loads, file.read().splitlines())
+            ]
+        fileio.remove(results)
+        return written
 
-def _count_records(path: str) -> int:
-    _require(path)
-    match = filesystems.FileSystems.match([path])[0]
-    return dataset_format.count_records(match.metadata_list[0].size_in_bytes, path)
 
-
-def _read_label_names(path: str, count: int) -> tuple[str, ...]:
-    _require(path)
-    with fileio.open(path, "r") as file:
-        return dataset_format.parse_label_names(file.read(), count, path)
-
-
-def _superclasses(path: str) -> tuple[int | None, ...]:
-    """Reads which superclass goes with each class; None for one that no record has."""
-    result: list[int | None] = [None] * dataset_format.NUM_FINE_CLASSES
-    size = dataset_format.RECORD_BYTES * 1024
-    with filesystems.FileSystems.open(path) as file:
-        while block := file.read(size):
-            for coarse, fine in {
-                (block[at], block[at + 1])
-                for at in range(0, len(block), dataset_format.RECORD_BYTES)
-            }:
-                # Labels out of range are DataGate's to report.
-                if fine < len(result):
-                    result[fine] = coarse
-    return tuple(result)
-
-
-def _require(path: str) -> None:
-    if not fileio.exists(path):
-        raise dataset_format.DataError(
-            f"{path} does not exist; the data folder must hold {', '.join(dataset_format.FILES)}."
+def _check_written(
+    source: Source,
+    written: Sequence[tuple[str, int, list[Unreadable]]],
+    unreadable: Sequence[Unreadable],
+    options: Options,
+) -> None:
+    """Stops where too much could not be read, or nothing of a class."""
+    total = sum(count for _, count, _ in written) + len(unreadable) + len(source.unreadable)
+    check_unreadable([*source.unreadable, *unreadable], total, options)
+    lost = Counter(item.label for split, _, items in written for item in items if split == TRAIN)
+    gone = [
+        source.card.classes[label]
+        for label, count in enumerate(source.counts[TRAIN])
+        if count and count == lost[label]
+    ]
+    if gone:
+        raise DataError(
+            f"no image of {shown(gone)} in {TRAIN} can be read: replace them, or remove the class"
         )
+
+
+def without_limit(options: Options) -> Options:
+    """The options without the limit, which is a property of its own: a parameter on Kubeflow."""
+    return dataclasses.replace(options, limit=None)

@@ -69,12 +69,12 @@ class KubeflowConfig(PipelineConfig):
     data: str = knob(
         "/data/cifar-100",
         "data",
-        "folder in CIFAR-100's binary layout: a path on the volume, or gs://; with --vertex, gs:// "
-        "or /gcs/",
+        "folder of images, manifest, Parquet files, or CIFAR's binary layout: a path on the "
+        "volume, or a URI; with --vertex, gs:// or /gcs/",
         metavar="DIR",
     )
     dataset_name: str = knob(
-        "cifar-100", "data", "what the data are", choices=("cifar-100", "synthetic")
+        "cifar-100", "data", "name of the data, for the model and its card", metavar="NAME"
     )
     data_fingerprint: str | None = knob(
         None,

@@ -341,7 +341,7 @@ def test_nonexistent_path(run: Run, data: str):
 
 def test_empty_folder(run: Run, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty holds no CIFAR-100 \(it has nothing\)"):
+    with pytest.raises(DataError, match="empty holds no images in class folders: expected"):
         run(tmp_path / "empty")
 
 

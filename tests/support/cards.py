@@ -16,6 +16,7 @@ def make_card(classes: Sequence[str], **fields: Any) -> DataCard:
         "name": "synthetic",
         "classes": tuple(classes),
         "image_size": (32, 32),
+        "resize": "crop",
         "splits": {},
         "source": source,
         "superclasses": None,

@@ -20,11 +20,12 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from tfx_bsl.public import tfxio
 
-from components.example_gen.executor import SPLITS, TRAIN, Executor
 from dataset import format as binary
 from dataset import synthetic
+from dataset.card import SPLITS, TRAIN
 from dataset.locate import locate
 from tests.support.cards import make_card
+from tests.support.ingest import ingest
 from trainer import export, preprocessing
 from trainer.input import make_dataset, read_examples
 
@@ -62,12 +63,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         folder = locate(data, work).folder
     else:
         pytest.skip("CIFAR100_DATA, the path of CIFAR-100's archive or folder, is not set")
-    with beam.Pipeline() as pipeline:
-        splits = Executor().GenerateExamplesByBeam(pipeline, {"input_base": str(folder)})
-        for name in SPLITS:
-            _ = splits[name] | f"Write[{name}]" >> beam.io.WriteToTFRecord(
-                str(work / "examples" / f"Split-{name}" / "data"), file_name_suffix=".gz"
-            )
+    ingest(folder, work / "examples", dataset_name=request.param)
     metadata = tft.DatasetMetadata.from_feature_spec(FEATURE_SPEC)
     source = tfxio.TFExampleRecord(
         str(work / "examples" / f"Split-{TRAIN}" / "*.gz"), schema=metadata.schema

@@ -27,6 +27,7 @@ CARD = DataCard(
     name="synthetic",
     classes=NAMES,
     image_size=(32, 32),
+    resize="crop",
     splits={"train": Split(TRAIN, False), "validation": Split(VALIDATION, True)},
     source=SourceInfo("synthetic", "nowhere", "0" * 64, (32, 32), (32, 32), 0, 0),
     superclasses=Superclasses(("a", "b"), (0, 1) * 50),

@@ -50,6 +50,6 @@ def test_transform_does_not_run_on_a_label_out_of_range(tmp_path: Path):
     store = metadata_store.MetadataStore(metadata)
     names = {kind.id: kind.name.rpartition(".")[2] for kind in store.get_execution_types()}
     ran = {names[execution.type_id] for execution in store.get_executions()}
-    assert {"Cifar100ExampleGen", "StatisticsGen", "ExampleValidator", "DataGate"} <= ran
+    assert {"ImageExampleGen", "StatisticsGen", "ExampleValidator", "DataGate"} <= ran
     assert not ran & {"Transform", "Trainer", "Evaluator", "Pusher"}
     assert not (tmp_path / "root" / "Transform").exists()

@@ -8,7 +8,7 @@ from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig, Execution
 from tfx import v1 as tfx
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
-from components.example_gen.component import Cifar100ExampleGen
+from components.example_gen.component import ImageExampleGen
 from dataset import format as binary
 from dataset import synthetic
 from pipeline.execution import beam_arguments
@@ -25,7 +25,7 @@ class LocalPipeline:
 
     def run(self, fingerprint: str | None = None, limit: int | None = None) -> Execution:
         """Runs it; returns the new execution."""
-        example_gen = Cifar100ExampleGen(
+        example_gen = ImageExampleGen(
             str(self._folder),
             dataset_name="synthetic",
             content_fingerprint=fingerprint or binary.fingerprint(self._folder),
@@ -63,8 +63,8 @@ def test_runs_again_when_the_data_changed_and_only_then(folder: Path, tmp_path: 
     (folder / "train.bin").write_bytes(pixels)
     assert pipeline.run().last_known_state == Execution.COMPLETE
     # Another limit gives other examples.
-    assert pipeline.run(limit=3).last_known_state == Execution.COMPLETE
-    assert pipeline.run(limit=3).last_known_state == Execution.CACHED
+    assert pipeline.run(limit=100).last_known_state == Execution.COMPLETE
+    assert pipeline.run(limit=100).last_known_state == Execution.CACHED
 
 
 def test_a_failed_run_is_not_taken_from_the_cache(folder: Path, tmp_path: Path):

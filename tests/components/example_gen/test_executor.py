@@ -1,58 +1,23 @@
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import artifact_utils, standard_artifacts
 
-from components.example_gen.component import Cifar100ExampleGen
-from components.example_gen.executor import Executor
 from dataset import format as binary
 from dataset import synthetic
-from dataset.card import CARD_FILE, SPLITS, DataCard, Superclasses, from_json
+from dataset.card import SPLITS, Superclasses
 from dataset.format import DataError
 from dataset.locate import locate
-from pipeline.execution import beam_arguments
+from tests.support.ingest import digest, files, ingest, read_card, read_rows
 
 Split = tuple[list[bytes], list[int], list[int]]
 
 
-def ingest(
-    folder: Path, output: Path, limit: int | None = None, dataset_name: str = "synthetic"
-) -> standard_artifacts.Examples:
-    """Runs the executor with the component's own properties, as an orchestrator without drivers."""
-    component = Cifar100ExampleGen(
-        str(folder), dataset_name=dataset_name, content_fingerprint="f1", limit=limit
-    )
-    properties: dict[str, Any] = dict(component.exec_properties)
-    assert not {"span", "version"} & {key for key, value in properties.items() if value is not None}
-    examples = standard_artifacts.Examples()
-    examples.uri = str(output)
-    context = BaseBeamExecutor.Context(
-        beam_pipeline_args=beam_arguments(workers=1),
-        tmp_dir=str(output.parent / "tmp"),
-        unique_id="1",
-    )
-    Executor(context).Do({}, {"examples": [examples]}, properties)
-    return examples
-
-
 def read_split(examples: standard_artifacts.Examples, split: str) -> Split:
-    """Reads (images, fine labels, coarse labels), ordered by image since Beam keeps no order."""
-    folder = artifact_utils.get_split_uri([examples], split)
-    files = [os.path.join(folder, name) for name in os.listdir(folder)]
-    rows = []
-    for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
-        feature = tf.train.Example.FromString(record).features.feature
-        assert sorted(feature) == ["superclass", "label", "image"]
-        (image,) = feature["image"].bytes_list.value
-        (fine,) = feature["label"].int64_list.value
-        (coarse,) = feature["superclass"].int64_list.value
-        rows.append((image, fine, coarse))
-    images, fine_labels, coarse_labels = zip(*sorted(rows))
+    """Reads (images, fine labels, coarse labels) in the order of the images' bytes."""
+    images, fine_labels, coarse_labels = zip(*sorted(read_rows(examples, split)))
     return list(images), list(fine_labels), list(coarse_labels)
 
 
@@ -97,17 +62,15 @@ def test_artifact_says_what_it_holds(examples: standard_artifacts.Examples):
     assert examples.get_string_custom_property("content_fingerprint") == "f1"
 
 
-def read_card(examples: standard_artifacts.Examples) -> DataCard:
-    path = Path(examples.uri, CARD_FILE)
-    return from_json(path.read_text(), str(path))
-
-
 def test_card_carries_the_class_names(folder: Path, examples: standard_artifacts.Examples):
     _, fine, coarse = binary.read_records(folder / "train.bin")
     superclass = dict(zip(fine.tolist(), coarse.tolist()))
     card = read_card(examples)
     assert (card.name, card.limit, card.subset) == ("synthetic", None, False)
-    assert (card.source.kind, card.source.fingerprint) == ("synthetic", "f1")
+    assert (card.source.kind, card.source.fingerprint) == (
+        "synthetic",
+        binary.fingerprint(folder),
+    )
     assert card.classes == synthetic.LABEL_NAMES.fine
     assert card.superclasses == Superclasses(
         synthetic.LABEL_NAMES.coarse, tuple(superclass.get(label) for label in range(100))
@@ -198,3 +161,50 @@ def test_missing_class_names(folder: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"coarse_label_names\.txt does not exist"):
         ingest(broken, tmp_path / "output")
     assert not (tmp_path / "output").exists()
+
+
+# Of what this project's first ExampleGen made of the same files, whatever the order.
+SYNTHETIC_DIGESTS = {
+    (None, "train"): "6b0e41110b9164e9c717c082f0ea234c4c45c15e342a7fddd960b82cce81cf02",
+    (None, "validation"): "a7fbf097e1f03f21ed3961ff1f1a2304551c0008865cf9ceaba551f2adc41931",
+    (None, "test"): "424d84b011ac2d40e89b5f4ce83b7f065c26857389dbedbbb2a6e5682630af4a",
+    (230, "train"): "bf4d54a11813b3ac076dbe5c28271334434cff6bbcdec92afbe23194cf5adb12",
+    (230, "validation"): "c2ec2416cb402729e93326d244c9499dd7071b9f6b6d44f0ee1b2bed4031a405",
+    (230, "test"): "08ae210adb561fb0efa0481d575720654a7e8519a9d3b03007834f6af53a6010",
+}
+CIFAR_100_DIGESTS = {
+    (None, "train"): "61d3b20881d8ff8ad0004151daa40a3281e8d27cc59f44f976a9b014bb9f1875",
+    (None, "validation"): "23220753ee316a5a49ea7321b541eb2de45f14924c50641ff49cfc671a655e0d",
+    (None, "test"): "b3dd1c2b260aebe533b65fe6bd2822badc19aa5436d4c186eae1c79901e08aaa",
+    (230, "train"): "ef476785233bdc1e9b5d4ee7e6939df6d59c9b8f5cfd9092dd45dafaefb7a8b1",
+    (230, "validation"): "673857e53b09342beba2678791e06072857de4e7c5afff7561b977f29343a06a",
+    (230, "test"): "9f7f9254c6c7a1bbb5a30b2231ae17d4a573fbc54da103734bb68f565d66ef55",
+}
+
+
+@pytest.mark.parametrize("limit", [None, 230])
+@pytest.mark.parametrize("name", ["synthetic", "cifar-100"])
+def test_examples_are_those_of_the_first_version(
+    folder: Path, tmp_path: Path, request: pytest.FixtureRequest, name: str, limit: int | None
+):
+    expected = SYNTHETIC_DIGESTS
+    if name == "cifar-100":
+        expected = CIFAR_100_DIGESTS
+        data = request.getfixturevalue("real_data")
+        folder = locate(str(data), tmp_path / "work").folder
+    examples = ingest(folder, tmp_path / "output", limit=limit, dataset_name=name)
+    for split in SPLITS:
+        rows = read_rows(examples, split)
+        assert digest(rows) == expected[limit, split]
+        assert read_card(examples).splits[split].examples == len(rows)
+
+
+def test_the_same_data_give_the_same_bytes(folder: Path, tmp_path: Path):
+    """In the order of the records, also with several processes that finish as they can."""
+    one, two = (ingest(folder, tmp_path / f"of {n}" / "output", workers=n) for n in (1, 2))
+    for split in SPLITS:
+        for path, other in zip(files(one, split), files(two, split), strict=True):
+            assert Path(path).name == Path(other).name
+            assert Path(path).read_bytes() == Path(other).read_bytes()
+    images, _, _ = binary.read_records(folder / "train.bin")
+    assert [row.image for row in read_rows(one, "train")] == [x.tobytes() for x in images[:905]]

@@ -1,0 +1,75 @@
+"""Opens a data set, of whichever kind it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from dataset import format as binary
+from dataset import storage
+from dataset.cifar import CIFAR_100, open_cifar
+from dataset.folders import KIND as FOLDERS
+from dataset.folders import open_folders
+from dataset.format import DataError
+from dataset.interface import Options, Source
+
+_OPENERS: dict[str, Callable[[str, Options, str], Source]] = {
+    CIFAR_100: open_cifar,
+    FOLDERS: open_folders,
+}
+# What a location can be, for people.
+KINDS = {
+    CIFAR_100: "CIFAR-100's binary layout",
+    FOLDERS: "class folders",
+}
+
+
+def kind_of(location: str) -> str:
+    """Tells which kind of source a location is.
+
+    Args:
+      location: A path or a URI.
+
+    Returns:
+      Of `KINDS`.
+
+    Raises:
+      DataError: It does not exist, or is of no kind.
+    """
+    if is_cifar(location):
+        return CIFAR_100
+    if storage.is_uri(location) or not os.path.isdir(location):
+        raise DataError(f"{location} is no data set that is read here: {', '.join(KINDS.values())}")
+    return FOLDERS
+
+
+def is_known_file(path: str) -> bool:
+    """Tells whether a file is of a kind that is told by its name, and so no archive."""
+    return False
+
+
+def is_cifar(location: str) -> bool:
+    """Tells whether a location is a folder in CIFAR's binary layout, whole or not."""
+    exists = storage.is_file if storage.is_uri(location) else os.path.isfile
+    return any(exists(f"{location}/{file}") for file in (binary.TRAIN_FILE, binary.TEST_FILE))
+
+
+def open_source(
+    location: str, options: Options | None = None, *, name: str | None = None
+) -> Source:
+    """Opens a data set: its card is known then, no pixel is decoded yet.
+
+    Args:
+      location: A folder or file, by path or URI. CIFAR is unpacked already, see `dataset.locate`.
+      options: The user's.
+      name: Of the data set; None: by what it is, or by the last part of the location.
+
+    Raises:
+      DataError: It is missing, damaged, or a model cannot be made of it.
+    """
+    kind = kind_of(location)
+    if kind == CIFAR_100:
+        return open_cifar(location, options or Options(), name)
+    last = Path(location.rstrip("/")).stem if os.path.isfile(location) else Path(location).name
+    return _OPENERS[kind](location, options or Options(), name or last)
