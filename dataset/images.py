@@ -61,7 +61,7 @@ _SIGNATURES = (
 )
 # A marker in a JPEG, but for those that are part of a scan's data: FF 00 and the restart markers.
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
-_START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 _STANDALONE = frozenset((0x01, 0xD8, END_OF_IMAGE))
 # What would be taken for image data where some are missing, before a restart and after any.
 _NOISE = np.random.default_rng(0).integers(0, 0xFF, (17, 64), np.uint8)  # Without FF
@@ -185,6 +185,17 @@ def jpeg_markers(content: bytes) -> Iterator[tuple[int, int]]:
             position += max(2, struct.unpack_from(">H", content, position)[0])
 
 
+def count_scans(content: bytes) -> int:
+    """Counts the scans of a JPEG, each of which takes time for all the pixels; of others: 0."""
+    if not content.startswith(b"\xff\xd8"):
+        return 0
+    # Most often there are few that only look like one, too, and nothing has to be walked through.
+    count = content.count(b"\xff%c" % START_OF_SCAN)
+    if count <= MAX_SCANS:
+        return count
+    return sum(marker == START_OF_SCAN for marker, _ in jpeg_markers(content))
+
+
 def _open(content: bytes, max_pixels: int) -> Image.Image:
     """Reads the header and checks what decoding would take."""
     try:
@@ -199,7 +210,7 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
     if not pixels:
         raise UnreadableImage("without pixels")
     if image.format in ("JPEG", "MPO"):
-        scans = sum(marker == _START_OF_SCAN for marker, _ in jpeg_markers(content))
+        scans = count_scans(content)
         if scans > MAX_SCANS:
             raise UnreadableImage(f"a JPEG of {scans} scans, more than {MAX_SCANS}")
     is_run_length = image.format == "BMP" and image.info.get("compression") in (1, 2)

@@ -301,7 +301,9 @@ class Batcher:
             )
             for name in call.inputs
         }
-        results = call.servable.run(call.signature, inputs, call.outputs)
+        # Until nobody waits for it any more.
+        seconds = max(task.call.deadline for task in tasks) - time.monotonic()
+        results = call.servable.run(call.signature, inputs, call.outputs, seconds)
         for name, array in results.items():
             if array.ndim == 0 or len(array) != rows + padding:
                 raise RequestError(

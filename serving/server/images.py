@@ -1,4 +1,4 @@
-"""Sizes of encoded images, read from their headers before anything decodes them.
+"""Images that clients send encoded: counted from their headers before anything decodes them.
 
 A few kilobytes of PNG or JPEG can claim gigapixels, and the graph allocates what they claim.
 Specifications: PNG (ISO/IEC 15948) 11.2.1, JPEG (ITU-T T.81) B.1.1.4 and B.2.2, GIF89a 18 to 26,
@@ -9,17 +9,28 @@ takes, the last one in newer releases of TensorFlow.
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from serving.server.errors import invalid_argument, resource_exhausted
+from dataset.images import (
+    END_OF_IMAGE,
+    MAX_SCANS,
+    START_OF_SCAN,
+    UnreadableImage,
+    count_scans,
+    decode,
+    jpeg_markers,
+    resize,
+)
+from serving.encoding import png
+from serving.server.errors import deadline_exceeded, invalid_argument, resource_exhausted
 
 # Start-of-frame markers; C4, C8 and CC in between are tables.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-# Markers without a length after them.
-_STANDALONE = frozenset((0x01, *range(0xD0, 0xD9)))
+# Decoded at once, whatever else is being decoded: some milliseconds and a megabyte each.
+_SMALL_PIXELS = 250_000
 
 
 def count_pixels(content: bytes) -> int:
@@ -52,25 +63,14 @@ def count_pixels(content: bytes) -> int:
 
 def _count_jpeg(content: bytes) -> int:
     """The largest frame that is announced before the first scan."""
-    position, pixels = 2, 0
-    while True:
-        # Markers may be preceded by any number of FF, and by garbage, which libjpeg skips.
-        position = content.find(b"\xff", position)
-        while 0 <= position < len(content) and content[position] == 0xFF:
-            position += 1
-        if not 0 < position < len(content):
-            return pixels
-        marker = content[position]
-        position += 1
-        if marker in (_START_OF_SCAN, _END_OF_IMAGE):
-            return pixels
-        if marker == 0 or marker in _STANDALONE:
-            continue
+    pixels = 0
+    for marker, position in jpeg_markers(content):
+        if marker in (START_OF_SCAN, END_OF_IMAGE):
+            break
         if marker in _FRAMES:
             height, width = struct.unpack_from(">HH", content, position + 3)
             pixels = max(pixels, width * height)
-        (length,) = struct.unpack_from(">H", content, position)
-        position += max(length, 2)
+    return pixels
 
 
 def _count_gif(content: bytes) -> int:
@@ -110,10 +110,11 @@ def _webp_size(content: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-class PixelBudget:
+class ImageReader:
     """Bounds what images take while they are decoded: 15 bytes a pixel, as integers and floats.
 
-    Several images of the largest size may be in work, whatever number of requests they came with.
+    Several images of the largest size may be in work or wait for it, whatever number of requests
+    they came with.
     """
 
     _IMAGES = 4
@@ -128,39 +129,98 @@ class PixelBudget:
         self._limit = self._IMAGES * image_pixels
         self._taken = 0
         self._lock = threading.Lock()
+        # Half of the cores stay free for the model.
+        self._turn = threading.Semaphore(max(1, len(os.sched_getaffinity(0)) // 2))
 
-    def count(self, name: str, contents: Iterable[bytes]) -> int:
-        """Adds up the pixels of an input's images; strings that are none have none.
+    @contextlib.contextmanager
+    def admit(self, name: str, contents: Sequence[bytes]) -> Iterator[None]:
+        """Lets the images of an input be decoded by the graph, all at a time, for the block.
+
+        Args:
+          name: Of the input, for messages.
+          contents: Strings; those that are no images have no pixels.
 
         Raises:
-          RequestError: INVALID_ARGUMENT, one of them has too many.
+          RequestError: INVALID_ARGUMENT, they take more than any request may; RESOURCE_EXHAUSTED,
+            with those of other requests.
         """
         total = 0
         for index, content in enumerate(contents):
-            pixels = count_pixels(content)
+            pixels, scans = count_pixels(content), count_scans(content)
             if pixels > self._image_pixels:
                 raise invalid_argument(
                     f"input {name!r}: image {index} has {pixels} pixels, more than the "
                     f"{self._image_pixels} that this server decodes (--max_image_pixels)"
                 )
+            if scans > MAX_SCANS:
+                raise invalid_argument(
+                    f"input {name!r}: image {index} is a JPEG of {scans} scans, more than "
+                    f"{MAX_SCANS}"
+                )
             total += pixels
-        return total
+        if total > self._limit:
+            raise invalid_argument(
+                f"input {name!r}: the images have {total} pixels together, more than the "
+                f"{self._limit} that this server decodes for a request ({self._IMAGES} times "
+                "--max_image_pixels): send fewer in a request"
+            )
+        with self._take(total):
+            yield
 
-    @contextlib.contextmanager
-    def take(self, pixels: int) -> Iterator[None]:
-        """Counts pixels as being decoded, for the block.
+    def read(
+        self,
+        name: str,
+        contents: Sequence[bytes],
+        size: tuple[int, int],
+        remaining: Callable[[], float],
+    ) -> list[bytes]:
+        """Decodes images, one at a time, and resizes them as training did.
+
+        Args:
+          name: Of the input, for messages.
+          contents: Image files.
+          size: Height and width of the images that the model takes.
+          remaining: Seconds until nobody waits for the answer any more; asked before each image.
+
+        Returns:
+          PNGs of that size.
 
         Raises:
-          RequestError: RESOURCE_EXHAUSTED, too many are.
+          RequestError: INVALID_ARGUMENT, one is no image or too large; RESOURCE_EXHAUSTED, too many
+            are being decoded; DEADLINE_EXCEEDED or what `remaining` raises.
         """
-        if not pixels:
+        counts = [min(count_pixels(content), self._image_pixels) for content in contents]
+        with self._take(max(counts, default=0)):
+            return [
+                self._read(f"input {name!r}: image {index}", content, pixels, size, remaining())
+                for index, (content, pixels) in enumerate(zip(contents, counts))
+            ]
+
+    def _read(
+        self, name: str, content: bytes, pixels: int, size: tuple[int, int], seconds: float
+    ) -> bytes:
+        is_small = pixels <= _SMALL_PIXELS
+        timeout = min(max(seconds, 0.0), threading.TIMEOUT_MAX)
+        if seconds <= 0 or not (is_small or self._turn.acquire(timeout=timeout)):
+            raise deadline_exceeded("the deadline passed before all images were decoded")
+        try:
+            return png(resize(decode(content, self._image_pixels), size))
+        except UnreadableImage as error:
+            raise invalid_argument(f"{name} is {error.reason}") from None
+        finally:
+            if not is_small:
+                self._turn.release()
+
+    @contextlib.contextmanager
+    def _take(self, pixels: int) -> Iterator[None]:
+        if pixels <= _SMALL_PIXELS:
             yield
             return
         with self._lock:
             if self._taken + pixels > self._limit:
                 raise resource_exhausted(
                     f"images of {self._taken} pixels are being decoded, {pixels} more would exceed "
-                    f"{self._limit}: send fewer or smaller images at a time"
+                    f"{self._limit}: try again later, or send fewer or smaller images at a time"
                 )
             self._taken += pixels
         try:

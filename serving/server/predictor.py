@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import grpc
+import numpy as np
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -15,8 +17,10 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from serving.server import images, tensors
+from serving.encoding import BYTES, INPUTS
+from serving.server import tensors
 from serving.server.errors import RequestError, deadline_exceeded, invalid_argument
+from serving.server.images import ImageReader
 from serving.server.manager import Manager
 from serving.server.metrics import Metrics
 from serving.server.servable import Arrays, Servable, Signature
@@ -56,6 +60,16 @@ class Call(NamedTuple):
     deadline: float = math.inf
     is_wanted: Callable[[], bool] = lambda: True
 
+    def remaining_seconds(self) -> float:
+        """Until the deadline.
+
+        Raises:
+          RequestError: CANCELLED, the client has gone.
+        """
+        if not self.is_wanted():
+            raise RequestError(grpc.StatusCode.CANCELLED, "the client has gone")
+        return self.deadline - time.monotonic()
+
 
 def run(call: Call) -> Arrays:
     """Runs a call by itself.
@@ -63,9 +77,10 @@ def run(call: Call) -> Arrays:
     Raises:
       RequestError: The graph failed, or it is too late.
     """
-    if time.monotonic() >= call.deadline:
+    seconds = call.deadline - time.monotonic()
+    if seconds <= 0:
         raise deadline_exceeded("the deadline passed before the request was run")
-    return call.servable.run(call.signature, call.inputs, call.outputs)
+    return call.servable.run(call.signature, call.inputs, call.outputs, seconds)
 
 
 class Predictor:
@@ -90,7 +105,7 @@ class Predictor:
         self._limits = limits
         self._metrics = metrics
         self._run_call = run_call
-        self._pixels = images.PixelBudget(limits.image_pixels)
+        self._images = ImageReader(limits.image_pixels)
 
     def known_name(self, name: str) -> str:
         """The name of a model; empty if there is none of this name."""
@@ -126,10 +141,12 @@ class Predictor:
         Raises:
           RequestError: See `predict`.
         """
-        call = self._parse(servable, request)
+        call = self._parse(servable, request, max_repeated_bytes=self._limits.tensor_bytes)
         return _response(call, run(call))
 
-    def _parse(self, servable: Servable, request: predict_pb2.PredictRequest) -> Call:
+    def _parse(
+        self, servable: Servable, request: predict_pb2.PredictRequest, **limits: int
+    ) -> Call:
         signature = find_signature(servable, request.model_spec.signature_name)
         outputs = _check_outputs(signature, request.output_filter)
         sent = request.inputs
@@ -143,7 +160,7 @@ class Predictor:
                     f"Expects arg[{index}] to be {tensors.type_name(expected.dtype)} but "
                     f"{tensors.type_name(proto.dtype)} is provided (input {name!r})"
                 )
-            inputs[name] = tensors.to_numpy(proto, name, self._limits.tensor_bytes)
+            inputs[name] = tensors.to_numpy(proto, name, self._limits.tensor_bytes, **limits)
         return Call(servable, signature, inputs, outputs)
 
     def run(self, call: Call) -> Arrays:
@@ -152,7 +169,7 @@ class Predictor:
         Raises:
           RequestError: Their shapes or what is in them do not fit, or the run failed.
         """
-        pixels = 0
+        is_empty = False
         for name, expected in call.signature.inputs.items():
             array = call.inputs[name]
             if not _fits(array.shape, expected.shape):
@@ -160,10 +177,32 @@ class Predictor:
                     f"input {name!r} has the shape {tensors.format_shape(array.shape)}, but the "
                     f"signature takes {tensors.format_shape(expected.shape)}"
                 )
+            is_empty |= array.shape[:1] == (0,)
+        with contextlib.ExitStack() as stack:
+            call = self._read_images(call, stack)
+            stack.enter_context(self._metrics.time_run(call.servable.name))
+            try:
+                return self._run_call(call)
+            except RequestError as error:
+                if is_empty and error.code is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise invalid_argument(
+                        f"the batch is empty, which this model does not take: {error.message}"
+                    ) from None
+                raise
+
+    def _read_images(self, call: Call, stack: contextlib.ExitStack) -> Call:
+        """Decodes images here, where the model is known; else bounds what the graph may decode."""
+        size = call.servable.image_size
+        if size is not None and call.signature.name == BYTES:
+            name = INPUTS[BYTES]
+            contents = call.inputs[name].tolist()
+            encoded = np.empty(len(contents), np.object_)
+            encoded[:] = self._images.read(name, contents, size, call.remaining_seconds)
+            return call._replace(inputs={**call.inputs, name: encoded})
+        for name, expected in call.signature.inputs.items():
             if expected.dtype == types_pb2.DT_STRING:
-                pixels += self._pixels.count(name, array.ravel())
-        with self._pixels.take(pixels), self._metrics.time_run(call.servable.name):
-            return self._run_call(call)
+                stack.enter_context(self._images.admit(name, call.inputs[name].ravel().tolist()))
+        return call
 
     def metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest

@@ -6,6 +6,7 @@ requested outputs are computed, and closing it gives the memory back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +15,14 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
+from serving.encoding import BYTES, IMAGES, INPUTS
 from serving.server import tensors
-from serving.server.errors import CODES, RequestError
+from serving.server.errors import CODES, RequestError, deadline_exceeded, invalid_argument
 
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 _MAX_WARMUP_RECORDS = 1000  # TF Serving's limit
+
+_MAX_SECONDS = 1e6  # Beyond them there is no deadline
 
 Arrays = dict[str, np.ndarray]
 
@@ -71,6 +75,17 @@ def _tensors(infos: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
+def _image_size(signatures: Mapping[str, Signature]) -> tuple[int, int] | None:
+    images, encoded = (
+        signatures[name].inputs.get(INPUTS[name]) if name in signatures else None
+        for name in (IMAGES, BYTES)
+    )
+    if images is None or encoded is None or len(images.shape or ()) != 4 or encoded.shape != (-1,):
+        return None
+    _, height, width, _ = images.shape or ()
+    return (height, width) if height > 0 and width > 0 else None
+
+
 class Servable:
     """A model version in memory.
 
@@ -78,6 +93,8 @@ class Servable:
       name: Of the model.
       version: Number.
       signatures: By key.
+      image_size: Height and width of the images that the model takes; None: it is none of this
+        pipeline's, whose `serving_bytes` the server decodes images for.
     """
 
     def __init__(
@@ -108,13 +125,18 @@ class Servable:
                 for key, definition in loaded.signature_def.items()
                 if key != "__saved_model_init_op"
             }
+            self.image_size = _image_size(self.signatures)
         except Exception as error:
             # Whatever a damaged folder makes TensorFlow raise, the server has to outlive it.
             self._session.close()
             raise LoadError(f"{path} cannot be loaded: {first_line(error)}") from error
 
     def run(
-        self, signature: Signature, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+        self,
+        signature: Signature,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str],
+        seconds: float = math.inf,
     ) -> Arrays:
         """Computes outputs of a signature.
 
@@ -122,6 +144,7 @@ class Servable:
           signature: One of this servable's.
           inputs: An array for each input, of its type and shape.
           outputs: Names of those to compute.
+          seconds: After which the run is given up.
 
         Returns:
           An array for each of the outputs.
@@ -131,10 +154,18 @@ class Servable:
         """
         feeds = {signature.inputs[key].name: array for key, array in inputs.items()}
         fetches = [signature.outputs[key].name for key in outputs]
+        options = None
+        if seconds < _MAX_SECONDS:
+            options = tf.compat.v1.RunOptions(timeout_in_ms=max(1, int(1e3 * seconds)))
         try:
-            results = self._session.run(fetches, feeds)
+            results = self._session.run(fetches, feeds, options=options)
+        except tf.errors.DeadlineExceededError:
+            raise deadline_exceeded("the deadline passed while the model was running") from None
         except tf.errors.OpError as error:
             raise RequestError(CODES[error.error_code], error.message) from None
+        except UnicodeDecodeError as error:
+            # TensorFlow quotes what it refuses, and its Python knows no message but text.
+            raise invalid_argument(error.object.decode(errors="backslashreplace")) from None
         return dict(zip(outputs, results))
 
     def warm_up(

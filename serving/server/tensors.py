@@ -29,7 +29,10 @@ _VALUE_FIELDS = {
 _NUMPY_TYPES = {dtype: tf.dtypes.as_dtype(dtype).as_numpy_dtype for dtype in _VALUE_FIELDS}
 _NUMPY_TYPES[types_pb2.DT_STRING] = np.object_
 
-_MAX_RANK = 254  # TensorFlow's own limit
+_MAX_RANK = 32  # NumPy's limit before 2.0
+_MAX_ELEMENTS = 1 << 48
+# What few values may be repeated to: a request of 42 bytes can ask for 64 MB of them.
+_REPEATED_BYTES = 1 << 20
 
 
 def type_name(dtype: int) -> str:
@@ -50,15 +53,20 @@ def format_shape(shape: Sequence[int] | None) -> str:
     return "unknown" if shape is None else f"[{','.join(map(str, shape))}]"
 
 
-def to_numpy(proto: tensor_pb2.TensorProto, name: str, max_bytes: int) -> np.ndarray:
+def to_numpy(
+    proto: tensor_pb2.TensorProto,
+    name: str,
+    max_bytes: int,
+    max_repeated_bytes: int = _REPEATED_BYTES,
+) -> np.ndarray:
     """Reads a tensor.
 
     Args:
       proto: From a client. Its values are in `tensor_content` or in the field of its type, where,
         as in TensorFlow, the last value stands for all that are missing.
       name: Of the input, for messages.
-      max_bytes: What the tensor may take in memory. A few bytes can claim any number of
-        repetitions of one value.
+      max_bytes: What the tensor may take in memory.
+      max_repeated_bytes: What it may take where values are missing that the last one stands for.
 
     Returns:
       An array of the shape that the proto gives, not writable where it is numeric content.
@@ -89,12 +97,15 @@ def to_numpy(proto: tensor_pb2.TensorProto, name: str, max_bytes: int) -> np.nda
             # Any other byte would be neither true nor false to the kernels.
             array = array.view(np.uint8) != 0
         return array.reshape(shape)
-    if count * itemsize > max_bytes:
+    values = getattr(proto, _VALUE_FIELDS[dtype])
+    is_repeated = len(values) < count
+    allowed = min(max_bytes, max_repeated_bytes) if is_repeated else max_bytes
+    if count * itemsize > allowed:
         raise invalid_argument(
             f"tensor parsing error: {name}: the shape {format_shape(shape)} of {type_name(dtype)} "
-            f"takes {count * itemsize} bytes, more than the {max_bytes} that are allowed"
+            f"takes {count * itemsize} bytes, more than the {allowed} that are allowed"
+            + (f" for {len(values)} values, of which the last is repeated" if is_repeated else "")
         )
-    values = getattr(proto, _VALUE_FIELDS[dtype])
     if len(values) > count:
         raise _too_many(name, len(values), shape)
     if not values:
@@ -119,6 +130,10 @@ def _shape(proto: tensor_pb2.TensorProto, name: str) -> tuple[int, ...]:
                 if len(sizes) > _MAX_RANK
                 else f"the shape {format_shape(sizes)} has a negative dimension"
             )
+        )
+    if math.prod(size for size in sizes if size) > _MAX_ELEMENTS:  # An empty one can be, too
+        raise invalid_argument(
+            f"tensor parsing error: {name}: the shape {format_shape(sizes)} is too large"
         )
     return sizes
 
