@@ -417,7 +417,7 @@ def test_nothing_for_training_alone_is_served(
 ):
     network = build_model(dataclasses.replace(preset, transformer_layers=1), seed=0)
     assert any("seed" in variable.path for variable in network.variables)
-    export.export_model(network, transform_output, NAMES, str(tmp_path / "model"), EXTRA)
+    export.export_model(network, transform_output, SYNTHETIC_CARD, str(tmp_path / "model"), EXTRA)
 
     reader = tf.train.load_checkpoint(str(tmp_path / "model" / "variables" / "variables"))
     dtypes = {
