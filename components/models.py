@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
 from tfx import types
 from tfx.dsl.io import fileio
@@ -11,6 +13,8 @@ from tfx.utils import path_utils
 _SAVED_MODEL_FILE = "saved_model.pb"
 # TensorFlow writes a new random identifier into it each time that it saves a model.
 IDENTITY_FILE = "fingerprint.pb"
+# What Evaluator has measured of a pushed version.
+MEASURED_FILE = os.path.join("assets.extra", "measured.json")
 
 
 def versions(serving_dir: str) -> list[str]:
@@ -32,6 +36,15 @@ def versions(serving_dir: str) -> list[str]:
         if name.isdecimal() and fileio.exists(os.path.join(serving_dir, name, _SAVED_MODEL_FILE))
     ]
     return sorted(complete, key=int)
+
+
+def read_json(path: str) -> Any:
+    """Reads a JSON file; None if there is none, or it is damaged."""
+    content = _read(path)
+    try:
+        return None if content is None else json.loads(content)
+    except ValueError:
+        return None
 
 
 def has_model(artifact: types.Artifact) -> bool:

@@ -129,7 +129,9 @@ def locate(
     """
     options = options or Options()
     store = work_dir / "data"
-    cache = keras_cache or Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "datasets")
+    cache = keras_cache or Path(
+        os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"), "datasets"
+    )
     try:
         found, came_from = _locate(
             data,

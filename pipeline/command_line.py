@@ -119,13 +119,12 @@ def parse(
             group.add_argument(flag, action="store_true", help=text)
             continue
         if field.default is not None:
-            text += f" (default: {field.default})"
+            text += f" (default: {options.pop('shown', field.default)})"
         group.add_argument(
             flag,
-            type=kind,
             default=field.default,
             help=text.replace("%", "%%"),
-            **options,
+            **{"type": kind, **options},
         )
     try:
         return config_class(**vars(parser.parse_args(arguments)))

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from components.converter import formats
+from components.evaluator.drop import AUTO
 from dataset import images
 from dataset.card import DataCard
 from dataset.interface import Options, stored_size
@@ -23,7 +23,27 @@ from trainer.preset import OVERRIDES, Preset
 
 _COLUMNS = ("path", "image", "label", "superclass", "split")
 VERBOSITIES = ("quiet", "info", "debug")
-_NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*", re.IGNORECASE)
+_NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}", re.IGNORECASE)
+
+# Wider than anything of use, and within what TensorFlow, Beam and Python can take.
+_WHOLE_NUMBERS = {
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 1_000_000),
+    "tune": (1, 10_000),
+    "limit": (2, 2**31 - 1),
+    "seed": (0, 2**32 - 1),
+    "beam_workers": (0, 1024),
+}
+_LARGEST_FLOAT = 3.4e38  # of 32 bits, in which training computes
+_POSITIVE_NUMBERS = {
+    "train_minutes": 1e6,
+    "learning_rate": _LARGEST_FLOAT,
+    "tune_fraction": 1.0,
+}
+# Beam and TensorFlow take a path with these for a pattern, and Beam cannot be told otherwise.
+_PATTERN_CHARACTERS = "*?[\\"
+# sqlite's limit is 512, of the path of a file that it writes beside the database.
+_MAX_PATH_BYTES = 500
 
 
 class ConfigError(ValueError):
@@ -33,6 +53,10 @@ class ConfigError(ValueError):
 def knob(default: Any, group: str, text: str, **options: Any) -> Any:
     """Declares a field with its flag's group and help; `options` go to argparse."""
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **options})
+
+
+def _accuracy_drop(text: str) -> float:
+    return AUTO if text == "auto" else float(text)
 
 
 if TYPE_CHECKING:
@@ -177,10 +201,13 @@ class PipelineConfig(_Floors):
         metavar="FORMAT[,...]",
     )
     max_accuracy_drop: float = knob(
-        0.0,
+        AUTO,
         "gate",
-        "push only if no accuracy is more than this below the model pushed last, 0..1",
-        metavar="X",
+        "push only if no accuracy is more than this below the model pushed last, 0..1; auto: than "
+        "one standard error of the difference, and two below the best version in the folder",
+        metavar="X|auto",
+        type=_accuracy_drop,
+        shown="auto",
     )
     work_dir: str = knob(
         "output",
@@ -223,14 +250,20 @@ class PipelineConfig(_Floors):
         for name in ("work_dir", "serving_dir"):
             self._check(name, getattr(self, name) != "", "name a folder")
         self._check("data", self.data is None or bool(self.data), "name a folder or an archive")
-        for name in ("epochs", "batch_size", "tune"):
+        self._check("preset", self.preset != "", "name one, or leave the flag out")
+        for name, (least, most) in _WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            self._check(name, value is None or value >= 1, "it must be 1 or more")
-        self._check(
-            "limit",
-            self.limit is None or 2 <= self.limit < 2**31,
-            "it must be an image of each class at least, and below 2147483648",
-        )
+            self._check(
+                name, value is None or least <= value <= most, f"it must be {least} to {most}"
+            )
+        for name, largest in _POSITIVE_NUMBERS.items():
+            value = getattr(self, name)
+            self._check(
+                name,
+                value is None or 0.0 < value <= largest,
+                f"it must be above 0, up to {largest:g}",
+            )
+        decay = self.weight_decay
         self._check("max_unreadable", 0 <= self.max_unreadable <= 1, "it is a fraction, 0 to 1")
         self._check("group", self.group != "", "name a column, or give a regular expression")
         self._check(
@@ -243,31 +276,21 @@ class PipelineConfig(_Floors):
             self.columns is None or self._parsed_columns() is not None,
             f"give NAME=COLUMN[,...], with a name of {', '.join(_COLUMNS)}",
         )
-        minutes = self.train_minutes
         self._check(
-            "train_minutes",
-            minutes is None or 0.0 < minutes < math.inf,
-            "it must be above 0 and finite",
+            "weight_decay",
+            decay is None or 0.0 <= decay <= _LARGEST_FLOAT,
+            f"it must be 0 to {_LARGEST_FLOAT:g}",
         )
+        minutes = self.train_minutes
         if self.epochs is not None and minutes is not None:
             raise ConfigError(
                 f"--epochs is {self.epochs} and --train_minutes is {minutes}: give one of them."
             )
-        self._check("tune_fraction", 0.0 < self.tune_fraction <= 1.0, "it must be above 0, up to 1")
-        rate, decay = self.learning_rate, self.weight_decay
-        self._check(
-            "learning_rate", rate is None or 0.0 < rate < math.inf, "it must be above 0 and finite"
-        )
-        self._check(
-            "weight_decay",
-            decay is None or 0.0 <= decay < math.inf,
-            "it must be 0 or more and finite",
-        )
-        for name in (*(metric.flag for metric in METRICS), "max_accuracy_drop"):
+        for name in (metric.flag for metric in METRICS):
             value = getattr(self, name)
             self._check(name, value is None or 0.0 <= value <= 1.0, "it is a fraction, 0 to 1")
-        self._check("seed", 0 <= self.seed < 2**32, "it must be 0 to 4294967295")
-        self._check("beam_workers", self.beam_workers >= 0, "it must be 0 or more")
+        drop = self.max_accuracy_drop
+        self._check("max_accuracy_drop", 0.0 <= drop <= 1.0 or drop == AUTO, "it is auto or 0 to 1")
         self._check(
             "verbosity", self.verbosity in VERBOSITIES, f"choose one of {', '.join(VERBOSITIES)}"
         )
@@ -276,7 +299,7 @@ class PipelineConfig(_Floors):
             self._check(
                 name,
                 value is None or bool(_NAME_PATTERN.fullmatch(value)),
-                "use letters, digits, - and _, with a letter or digit first",
+                "use up to 128 letters, digits, - and _, with a letter or digit first",
             )
         try:
             _ = self.export_formats
@@ -359,7 +382,7 @@ class PipelineConfig(_Floors):
     @property
     def export_formats(self) -> tuple[str, ...]:
         """What `export` asks for: of `components.converter.formats.FORMATS`."""
-        return formats.parse(self.export or "")
+        return () if self.export is None else formats.parse(self.export)
 
     @property
     def pipeline_root(self) -> str:
@@ -395,13 +418,33 @@ class PipelineConfig(_Floors):
         return os.path.join(base, self.resolve_model_name(dataset_name, subset=subset))
 
     def absolute(self) -> PipelineConfig:
-        """The same with absolute paths, which hold wherever a later command is run from."""
-        paths = {
-            name: os.path.abspath(os.path.expanduser(value))
-            for name in ("work_dir", "serving_dir")
-            if (value := getattr(self, name)) is not None
-        }
-        return dataclasses.replace(self, **paths)
+        """The same with absolute paths, which hold wherever a later command is run from.
+
+        Raises:
+          ConfigError: A path is none of this machine's, or cannot be written to by TFX.
+        """
+        paths = {}
+        for name in ("data", "work_dir", "serving_dir"):
+            value = getattr(self, name)
+            if value is None or (name, value) == ("data", SYNTHETIC):
+                continue
+            self._check(name, "://" not in value, "here it must be on this machine, not an address")
+            path = os.path.expanduser(value)
+            self._check(name, not path.startswith("~"), "that user's home is not known: write it")
+            paths[name] = os.path.abspath(path)
+            strange = [letter for letter in _PATTERN_CHARACTERS if letter in paths[name]]
+            self._check(
+                name,
+                name == "data" or not strange,
+                f"TFX cannot write to {paths[name]}, as it takes {' and '.join(strange)} for a "
+                "pattern: choose a folder without",
+            )
+        config = dataclasses.replace(self, **paths)
+        excess = len(os.fsencode(config.metadata_path)) - _MAX_PATH_BYTES
+        self._check(
+            "work_dir", excess <= 0, f"the path is {excess} bytes too long for its database"
+        )
+        return config
 
 
 def _slug(name: str) -> str:

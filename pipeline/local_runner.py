@@ -39,7 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if arguments is None:
         arguments = sys.argv[1:] or arguments_from_environment(ARGUMENTS_VARIABLE)
-    config = command_line.parse_args(arguments).absolute()
+    config = command_line.parse_args(arguments)
+    try:
+        config = config.absolute()
+    except pipeline_config.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     try:
         with interruptible():
             _run(config)

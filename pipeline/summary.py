@@ -9,7 +9,10 @@ from typing import Any
 import tensorflow_model_analysis as tfma
 from ml_metadata.proto import metadata_store_pb2
 
+from components import models
 from components.converter.formats import EXPORTS_FOLDER, REPORT_FILE
+from components.evaluator.drop import COMPARISON_FILE
+from components.evaluator.results import Metrics, accuracies
 from dataset import card as data_card
 from dataset.card import DataCard
 from dataset.locate import SYNTHETIC
@@ -21,9 +24,6 @@ from trainer import engines, presets
 _ENGINES = {engines.TENSORFLOW: "TensorFlow", engines.JAX: "JAX"}
 
 _TITLES = {SYNTHETIC: "synthetic data", "cifar-100": "CIFAR-100", "cifar-10": "CIFAR-10"}
-
-_Slice = tuple[str, "int | None"]
-_Metrics = dict[str, float]
 
 
 class NoOutputError(LookupError):
@@ -126,40 +126,30 @@ def _search_lines(run: Run, training: dict[str, Any]) -> list[str]:
     return [f"{line}, where the preset's own hyperparameters gave {first['score']:.3f}", *found]
 
 
-def accuracies(evaluation_uri: str, slice_key: str | None = None) -> dict[_Slice, _Metrics]:
-    """Reads the metrics of one kind of slice.
-
-    Args:
-      evaluation_uri: Evaluator's output.
-      slice_key: `superclass` or `label`; None for the whole test split.
-
-    Returns:
-      (model name, label) -> metric name -> value. The model is tfma.CANDIDATE_KEY or
-      tfma.BASELINE_KEY; the label is None for the whole split.
-    """
-    result: dict[_Slice, _Metrics] = {}
-    for metrics in tfma.load_metrics(evaluation_uri):
-        keys = {key.column: key.int64_value for key in metrics.slice_key.single_slice_keys}
-        if list(keys) != ([slice_key] if slice_key else []):
-            continue
-        for item in metrics.metric_keys_and_values:
-            if item.value.HasField("double_value") and not item.key.is_diff:
-                model = item.key.model_name or tfma.CANDIDATE_KEY
-                values = result.setdefault((model, keys.get(slice_key)), {})
-                values[item.key.name] = item.value.double_value.value
-    return result
-
-
 def _accuracy_lines(evaluation_uri: str) -> list[str]:
     overall = accuracies(evaluation_uri)
     candidate = overall[tfma.CANDIDATE_KEY, None]
     lines = [f"test {_values(candidate)}   ({candidate['example_count']:,.0f} images)"]
     if baseline := overall.get((tfma.BASELINE_KEY, None)):
         lines.append(f"     {_values(baseline)}   (baseline)")
-    return lines
+    return [*lines, *comparisons(evaluation_uri, refused=False)]
 
 
-def _values(metrics: _Metrics) -> str:
+def comparisons(evaluation_uri: str, *, refused: bool) -> list[str]:
+    """Says how the model compares with earlier ones, where the test's noise decides that.
+
+    Args:
+      evaluation_uri: Evaluator's output.
+      refused: Whether to tell why the model is refused, or how far else it is below.
+
+    Returns:
+      One sentence for each metric.
+    """
+    found = models.read_json(os.path.join(evaluation_uri, COMPARISON_FILE)) or []
+    return [item["text"] for item in found if item["refused"] == refused]
+
+
+def _values(metrics: Metrics) -> str:
     return "   ".join(f"{metric.label} {metrics[metric.name]:.4f}" for metric in METRICS)
 
 
@@ -174,6 +164,8 @@ def _superclass_lines(model: metadata_store_pb2.Artifact, evaluation_uri: str) -
         for (name, label), values in by_label.items()
         if name == tfma.CANDIDATE_KEY and label is not None
     )
+    if not ranked:
+        return []
     (worst, worst_name), (best, best_name) = ranked[0], ranked[-1]
     return [f"superclasses from {worst_name} ({worst:.3f}) to {best_name} ({best:.3f})"]
 
@@ -182,6 +174,7 @@ def _push_lines(run: Run, evaluation_uri: str) -> list[str]:
     validation = tfma.load_validation_result(evaluation_uri)
     serving = _output(run, "ServingValidator", "blessing")
     reasons = [] if validation.validation_ok else rejection_reasons(validation)
+    reasons += comparisons(evaluation_uri, refused=True)
     report = _serving_report(serving)
     reasons += [f"ServingValidator: {problem}" for problem in report["problems"]]
     if reasons:

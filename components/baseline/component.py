@@ -17,6 +17,7 @@ class BaselineSpec(component_spec.ComponentSpec):
         executor.SERVING_DIR_KEY: component_spec.ExecutionParameter(type=str),
         executor.VERSION_KEY: component_spec.ExecutionParameter(type=str, optional=True),
         CODE_KEY: component_spec.ExecutionParameter(type=str),
+        executor.MEASURED_KEY: component_spec.ExecutionParameter(type=str, optional=True),
     }
     INPUTS = {
         executor.MODEL_KEY: component_spec.ChannelParameter(

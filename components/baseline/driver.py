@@ -26,11 +26,12 @@ class Driver(base_driver.BaseDriver, portable_base_driver.BaseDriver):
     def run(self, execution_info: data_types.ExecutionInfo) -> driver_output_pb2.DriverOutput:
         """See base class."""
         properties = execution_info.exec_properties
-        version = executor.find_baseline(
-            properties[executor.SERVING_DIR_KEY],
-            execution_info.input_dict.get(executor.MODEL_KEY, []),
-        )
+        serving_dir = properties[executor.SERVING_DIR_KEY]
+        candidates = execution_info.input_dict.get(executor.MODEL_KEY, [])
+        found = {executor.VERSION_KEY: executor.find_baseline(serving_dir, candidates)}
+        if candidates:  # what training starts from does not depend on it
+            found[executor.MEASURED_KEY] = executor.find_measured(serving_dir, candidates)
         result = driver_output_pb2.DriverOutput()
-        for key, value in {**properties, executor.VERSION_KEY: version}.items():
+        for key, value in {**properties, **found}.items():
             result.exec_properties[key].string_value = value
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -19,6 +20,7 @@ BASELINE_KEY = "baseline"
 SERVING_DIR_KEY = "serving_dir"
 VERSION_KEY = "baseline_version"
 VERSION_PROPERTY = "version"
+MEASURED_KEY = MEASURED_PROPERTY = "measured_versions"
 
 
 def find_baseline(serving_dir: str, candidates: list[types.Artifact]) -> str:
@@ -41,6 +43,26 @@ def find_baseline(serving_dir: str, candidates: list[types.Artifact]) -> str:
     return ""
 
 
+def find_measured(serving_dir: str, candidates: list[types.Artifact]) -> str:
+    """Finds what was measured of the versions that were pushed.
+
+    Args:
+      serving_dir: A TF Serving model base path.
+      candidates: As for `find_baseline`; versions that are copies of it do not count.
+
+    Returns:
+      A JSON list: of each version that has it, the oldest first, Evaluator's `Measured`.
+    """
+    found = []
+    for version in models.versions(serving_dir):
+        folder = os.path.join(serving_dir, version)
+        if not any(models.is_same_model(folder, candidate) for candidate in candidates):
+            measured = models.read_json(os.path.join(folder, models.MEASURED_FILE))
+            if isinstance(measured, dict):
+                found.append({**measured, "version": version})
+    return json.dumps(found)
+
+
 class Executor(base_executor.BaseExecutor):
     """Copies the last pushed model, which was blessed or would not have been pushed."""
 
@@ -59,6 +81,9 @@ class Executor(base_executor.BaseExecutor):
         version = exec_properties.get(VERSION_KEY)
         if version is None:  # no driver has run
             version = find_baseline(serving_dir, input_dict.get(MODEL_KEY, []))
+        measured = exec_properties.get(MEASURED_KEY)
+        if measured is None:
+            measured = find_measured(serving_dir, input_dict.get(MODEL_KEY, []))
         if not version:
             logging.info("No other model was pushed to %s yet: no baseline.", serving_dir)
             return
@@ -67,4 +92,5 @@ class Executor(base_executor.BaseExecutor):
             os.path.join(serving_dir, version), path_utils.serving_model_dir(baseline.uri)
         )
         baseline.set_string_custom_property(VERSION_PROPERTY, version)
+        baseline.set_string_custom_property(MEASURED_PROPERTY, measured)
         logging.info("The baseline is version %s of %s.", version, serving_dir)

@@ -49,15 +49,17 @@ def parse(text: str) -> tuple[str, ...]:
     """Reads a list of formats.
 
     Args:
-      text: Names separated by commas; may be empty.
+      text: Names separated by commas.
 
     Returns:
       Of `FORMATS`, each once, in that order.
 
     Raises:
-      ValueError: A name is unknown.
+      ValueError: A name is unknown or missing.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise ValueError(f"a name is missing: there are {', '.join(FORMATS)}")
     unknown = [name for name in names if name not in FORMATS]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no format: there are {', '.join(FORMATS)}")

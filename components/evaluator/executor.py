@@ -12,6 +12,7 @@ from tfx.components.evaluator import executor as evaluator_executor
 from tfx.types import artifact_utils, standard_component_specs
 
 from components import examples, models
+from components.evaluator import comparison
 from dataset.card import DataCard
 
 # The counts of N x N pairs of classes are kept in memory while the examples are read.
@@ -19,7 +20,10 @@ _MAX_CONFUSION_CLASSES = 1000
 
 
 class Executor(evaluator_executor.Executor):
-    """Fits the configuration to the data set's card, and evaluates alone without a baseline."""
+    """Fits the configuration to the data set's card, and evaluates alone without a baseline.
+
+    With a baseline, see `comparison` for what is allowed below it.
+    """
 
     def Do(
         self,
@@ -35,12 +39,20 @@ class Executor(evaluator_executor.Executor):
         data = artifact_utils.get_single_instance(input_dict[standard_component_specs.EXAMPLES_KEY])
         key = standard_component_specs.EVAL_CONFIG_KEY
         config = json_format.Parse(exec_properties[key], tfma.EvalConfig())
-        fit_to_card(config, examples.read_card(data))
+        card = examples.read_card(data)
+        fit_to_card(config, card)
         properties = {**exec_properties, key: json_format.MessageToJson(config)}
 
         key = standard_component_specs.BASELINE_MODEL_KEY
         baselines = [artifact for artifact in input_dict.get(key, []) if models.has_model(artifact)]
         super().Do({**input_dict, key: baselines}, output_dict, properties)
+        comparison.judge(
+            artifact_utils.get_single_uri(output_dict[standard_component_specs.EVALUATION_KEY]),
+            artifact_utils.get_single_instance(output_dict[standard_component_specs.BLESSING_KEY]),
+            baselines[0] if baselines else None,
+            config,
+            card.source.fingerprint,
+        )
 
 
 def fit_to_card(config: tfma.EvalConfig, card: DataCard) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +20,7 @@ from tfx.utils import io_utils, proto_utils
 
 from components import models
 from components.converter import formats
+from components.evaluator.drop import COMPARED_PROPERTY, MEASURED_PROPERTY
 from components.serving_validator.warmup import WARMUP_FILE
 
 EXPORTS_KEY = "exports"
@@ -59,7 +63,8 @@ class Executor(pusher_executor.Executor):
         """See base class.
 
         Raises:
-          PushError: The disk is full, or the destination cannot be written.
+          PushError: The disk is full, the destination cannot be written, or another model is
+            served from there than the one that this was compared with.
         """
         destination = pusher_pb2.PushDestination()
         key = standard_component_specs.PUSH_DESTINATION_KEY
@@ -78,18 +83,16 @@ class Executor(pusher_executor.Executor):
             if staged:
                 for exports in input_dict.get(EXPORTS_KEY, []):
                     io_utils.copy_dir(exports.uri, os.path.join(staged, formats.EXPORTS_FOLDER))
-                # Model servers serve the largest number, whatever clocks say.
-                taken = models.versions(base)
-                if taken and _is_copy(os.path.join(base, taken[-1]), staged):
-                    # It is being served already: where orchestrators retry a component, or have no
-                    # cache for this one, the same model comes again.
-                    version = taken[-1]
-                    final = os.path.join(base, version)
-                else:
-                    numbers = [int(os.path.basename(staged)), *(int(name) + 1 for name in taken)]
-                    version = str(max(numbers))
-                    final = os.path.join(base, version)
-                    fileio.rename(staged, final)
+                blessing = artifact_utils.get_single_instance(
+                    input_dict[standard_component_specs.MODEL_BLESSING_KEY]
+                )
+                if measured := blessing.get_string_custom_property(MEASURED_PROPERTY):
+                    path = os.path.join(staged, models.MEASURED_FILE)
+                    fileio.makedirs(os.path.dirname(path))
+                    io_utils.write_string_file(path, measured)
+                with _locked(base):
+                    version = _publish(staged, base, blessing)
+                final = os.path.join(base, version)
                 pushed.set_string_custom_property(_DESTINATION_PROPERTY, final)
                 pushed.set_string_custom_property(_VERSION_PROPERTY, version)
         except (OSError, tf.errors.OpError) as error:
@@ -110,6 +113,52 @@ def staging_folder(serving_dir: str, pushed_uri: str) -> str:
     """
     pipeline = hashlib.sha256(os.path.dirname(pushed_uri).encode()).hexdigest()[:8]
     return os.path.join(serving_dir, f"{_STAGING_PREFIX}{pipeline}")
+
+
+def _publish(staged: str, base: str, blessing: types.Artifact) -> str:
+    """Turns a staged model into the newest version, which it must have been compared with.
+
+    Returns:
+      The version's name.
+    """
+    taken = models.versions(base)
+    if taken and _is_copy(os.path.join(base, taken[-1]), staged):
+        # It is being served already: where orchestrators retry a component, or have no cache for
+        # this one, the same model comes again.
+        return taken[-1]
+    if blessing.has_custom_property(COMPARED_PROPERTY):
+        compared = blessing.get_string_custom_property(COMPARED_PROPERTY)
+        others = [
+            version
+            for version in taken
+            if not models.has_same_file(os.path.join(base, version), staged, models.IDENTITY_FILE)
+        ]
+        newest = others[-1] if others else ""
+        if newest != compared:
+            raise PushError(
+                f"{base} has changed since this model was compared with "
+                f"{f'its version {compared}' if compared else 'nothing, as it was empty'}: the "
+                f"newest is now {newest or 'none'}, of another pipeline perhaps. Nothing was "
+                "pushed. Give the same command again: the comparison is made anew."
+            )
+    # Model servers serve the largest number, whatever clocks say.
+    version = str(max([int(os.path.basename(staged)), *(int(name) + 1 for name in taken)]))
+    fileio.rename(staged, os.path.join(base, version))
+    return version
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Holds a folder against other pipelines' pushes, where its file system has locks."""
+    with contextlib.ExitStack() as stack:
+        if os.path.isdir(folder):
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                logging.warning("%s cannot be locked: %s.", folder, error.strerror)
+        yield
 
 
 def _is_copy(folder: str, other: str) -> bool:

@@ -230,7 +230,7 @@ def pipeline_parameters(
         Parameter(
             "max_accuracy_drop",
             float(config.max_accuracy_drop),
-            "how far each may fall below the model pushed last, 0 to 1",
+            "how far each may fall below the model pushed last, 0 to 1; 2: one standard error",
             [threshold(metric, *drop, negative=True) for metric in METRICS if metric.compared],
         ),
     ]

@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from components.evaluator.drop import AUTO
 from pipeline import config as pipeline_config
 from pipeline.command_line import parse_args
 from pipeline.config import ConfigError, PipelineConfig
@@ -26,6 +27,12 @@ def test_every_knob_has_a_flag_that_sets_it():
     assert parse_args(["--epochs", "3"]) == PipelineConfig(epochs=3)
 
 
+def test_the_accuracy_drop_follows_the_noise_of_the_test_unless_a_number_is_given():
+    assert parse_args([]).max_accuracy_drop == AUTO
+    assert parse_args(["--max_accuracy_drop", "auto"]).max_accuracy_drop == AUTO
+    assert parse_args(["--max_accuracy_drop", "0"]).max_accuracy_drop == 0.0
+
+
 def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_info:
         parse_args(["--help"])
@@ -38,30 +45,45 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch_size", "0"], "--batch_size is 0: it must be 1 or more."),
+        (["--batch_size", "0"], "--batch_size is 0: it must be 1 to 1000000."),
         (["--batch_size", "many"], "argument --batch_size: invalid int value: 'many'"),
-        (["--epochs", "-1"], "--epochs is -1: it must be 1 or more."),
-        (["--train_minutes", "0"], "--train_minutes is 0.0: it must be above 0 and finite."),
+        (["--epochs", "-1"], "--epochs is -1: it must be 1 to 1000000."),
+        (["--train_minutes", "0"], "--train_minutes is 0.0: it must be above 0, up to 1e+06."),
         (["--train_minutes", "9", "--epochs", "2"], "--epochs is 2 and --train_minutes is 9.0:"),
-        (["--tune", "0"], "--tune is 0: it must be 1 or more."),
+        (["--tune", "0"], "--tune is 0: it must be 1 to 10000."),
         (["--tune_fraction", "1.5"], "--tune_fraction is 1.5: it must be above 0, up to 1."),
-        (["--limit", "99"], "--limit is 99: it must be 100 or more, an image of each class."),
+        (["--limit", "1"], "--limit is 1: it must be 2 to 2147483647."),
         (["--learning_rate", "0"], "--learning_rate is 0.0: it must be above 0"),
         (["--learning_rate", "nan"], "--learning_rate is nan: it must be above 0"),
-        (["--weight_decay", "-0.1"], "--weight_decay is -0.1: it must be 0 or more"),
+        (["--weight_decay", "-0.1"], "--weight_decay is -0.1: it must be 0 to 3.4e+38"),
         (["--min_top_1_accuracy", "33"], "--min_top_1_accuracy is 33.0: it is a fraction, 0 to 1."),
-        (["--max_accuracy_drop", "-0.1"], "--max_accuracy_drop is -0.1: it is a fraction"),
+        (["--max_accuracy_drop", "-0.1"], "--max_accuracy_drop is -0.1: it is auto or 0 to 1"),
         (["--min_top_1_accuracy", ".5", "--min_top_5_accuracy", ".4"], "below min_top_1_accuracy"),
         (["--export", "onnx,tf"], "--export is 'onnx,tf': 'tf' is no format: there are tflite,"),
         (["--preset", "notbook"], "Did you mean 'notebook'?"),
         (["--seed", "-1"], "--seed is -1"),
+        (["--seed", "4294967296"], "--seed is 4294967296: it must be 0 to 4294967295."),
+        (["--limit", "99999999999999999999999"], "--limit is 99999999999999999999999: it must be"),
+        (["--epochs", "1000001"], "--epochs is 1000001: it must be 1 to 1000000."),
+        (["--batch_size", "2147483648"], "--batch_size is 2147483648: it must be 1 to 1000000."),
+        (["--tune", "10001"], "--tune is 10001: it must be 1 to 10000."),
+        (["--beam_workers", "9999"], "--beam_workers is 9999: it must be 0 to 1024."),
+        (["--train_minutes", "inf"], "--train_minutes is inf: it must be above 0, up to 1e+06."),
+        (["--learning_rate", "1e39"], "--learning_rate is 1e+39: it must be above 0, up to 3.4e"),
+        (["--weight_decay", "inf"], "--weight_decay is inf: it must be 0 to 3.4e+38."),
+        (["--max_accuracy_drop", "most"], "argument --max_accuracy_drop: invalid"),
+        (["--max_accuracy_drop", "1.5"], "--max_accuracy_drop is 1.5: it is auto or 0 to 1."),
+        (["--preset", ""], "--preset is '': name one, or leave the flag out."),
+        (["--export", ""], "--export is '': a name is missing: there are tflite, onnx."),
+        (["--export", "tflite,,onnx"], "--export is 'tflite,,onnx': a name is missing"),
+        (["--pipeline_name", "x" * 129], "use up to 128 letters"),
         (["--data", ""], "--data is '': name a folder or an archive."),
         (["--work_dir", ""], "--work_dir is '': name a folder."),
-        (["--pipeline_name", "../up"], "--pipeline_name is '../up': use letters"),
-        (["--model_name", "a b"], "--model_name is 'a b': use letters"),
+        (["--pipeline_name", "../up"], "--pipeline_name is '../up': use up to"),
+        (["--model_name", "a b"], "--model_name is 'a b': use up to 128"),
         (["--engine", "torch"], "invalid choice: 'torch'"),
         (["--verbosity", "loud"], "invalid choice: 'loud'"),
-        (["--beam_workers", "-1"], "--beam_workers is -1: it must be 0 or more."),
+        (["--beam_workers", "-1"], "--beam_workers is -1: it must be 0 to 1024."),
         (["--epoch", "3"], "there is no flag --epoch; did you mean --epochs?"),
         (["--frobnicate"], "there is no flag --frobnicate; see --help."),
         (["stray"], "stray"),

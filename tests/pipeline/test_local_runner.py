@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import PipelineConfig
 from pipeline.local_runner import available_cpus, choose_training
 from pipeline.run_lock import LockHolder, exclusive_run, lock_holder
+from tests.conftest import REPOSITORY
 
 MODULE = "pipeline.local_runner"
 
@@ -68,7 +69,7 @@ def test_cores_are_those_that_the_process_may_use():
             "Unknown preset 'huge': choose one of compact, compact_long, compact_wide, notebook, "
             "tiny.",
         ),
-        (["--batch_size", "0"], 2, "--batch_size is 0: it must be 1 or more."),
+        (["--batch_size", "0"], 2, "--batch_size is 0: it must be 1 to 1000000."),
     ],
 )
 def test_bad_input_is_refused_in_a_line(run_module, tmp_path, flags, code, message):
@@ -77,6 +78,59 @@ def test_bad_input_is_refused_in_a_line(run_module, tmp_path, flags, code, messa
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--work_dir", "gs://bucket/x"], "--work_dir is 'gs://bucket/x': here it must be on this"),
+        (["--serving_dir", "s3://b/x"], "--serving_dir is 's3://b/x': here it must be on this"),
+        (["--data", "gs://bucket/data"], "--data is 'gs://bucket/data': here it must be on this"),
+        (["--data", "~nosuchuser/x"], "--data is '~nosuchuser/x': that user's home is not known"),
+        (["--work_dir", "~nosuchuser/x"], "that user's home is not known"),
+        (["--work_dir", "photos [ab]"], "takes [ for a pattern: choose a folder without"),
+        (["--serving_dir", "a*"], "takes * for a pattern"),
+        (["--work_dir", "/".join(["long"] * 320)], "bytes too long for its database"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_refused_and_nothing_made(
+    run_module, tmp_path, flags, message
+):
+    environment = {"PYTHONPATH": str(REPOSITORY)}
+    result = run_module(MODULE, *flags, cwd=tmp_path, env=environment)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_neither_a_home_nor_a_user_s_name_is_needed(tmp_path):
+    """As in containers and cron jobs: finding the data gets to the point where they are refused."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from dataset.format import DataError\n"
+        "from dataset.locate import locate\n"
+        "os.setuid(54321)\n"
+        "try:\n"
+        "    locate(sys.argv[1], Path('work'))\n"
+        "except DataError as error:\n"
+        "    print(error)\n"
+    )
+    if os.geteuid():
+        pytest.skip("only root can become a user without a name")
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert str(folder) in result.stdout
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(run_module, tmp_path, synthetic_folder):
@@ -127,6 +181,8 @@ def test_a_second_run_on_the_same_pipeline_is_refused(run_module, tmp_path, synt
         assert result.returncode == 1
         assert f"is running already (process {holder.pid})" in result.stderr
         assert "--pipeline_name" in result.stderr
+        # Before the model is chosen, for which TensorFlow and TFX are imported.
+        assert "model: preset" not in result.stdout
         assert not (Path(root) / "ExampleGen").exists()
     finally:
         holder.kill()

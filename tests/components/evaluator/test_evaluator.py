@@ -15,11 +15,12 @@ from tfx.types import standard_artifacts
 
 from components.evaluator.component import BaselineEvaluator
 from components.evaluator.executor import Executor, fit_to_card
+from components.evaluator.results import accuracies
 from dataset.card import DataCard
 from pipeline.execution import beam_arguments
 from pipeline.gate import TOP_1, TOP_5, Gate
 from pipeline.graph import evaluation_config
-from pipeline.summary import accuracies, rejection_reasons
+from pipeline.summary import rejection_reasons
 from tests.support.cards import SYNTHETIC_CARD, make_card
 from tests.support.examples import example, examples_artifact
 
