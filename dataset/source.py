@@ -13,15 +13,20 @@ from dataset.folders import KIND as FOLDERS
 from dataset.folders import open_folders
 from dataset.format import DataError
 from dataset.interface import Options, Source
+from dataset.manifest import KIND as MANIFEST
+from dataset.manifest import SUFFIXES as MANIFEST_SUFFIXES
+from dataset.manifest import find_manifest, open_manifest
 
 _OPENERS: dict[str, Callable[[str, Options, str], Source]] = {
     CIFAR_100: open_cifar,
     FOLDERS: open_folders,
+    MANIFEST: open_manifest,
 }
 # What a location can be, for people.
 KINDS = {
     CIFAR_100: "CIFAR-100's binary layout",
     FOLDERS: "class folders",
+    MANIFEST: "a manifest (CSV, TSV or JSON lines)",
 }
 
 
@@ -39,14 +44,16 @@ def kind_of(location: str) -> str:
     """
     if is_cifar(location):
         return CIFAR_100
+    if location.lower().endswith(MANIFEST_SUFFIXES):
+        return MANIFEST
     if storage.is_uri(location) or not os.path.isdir(location):
         raise DataError(f"{location} is no data set that is read here: {', '.join(KINDS.values())}")
-    return FOLDERS
+    return MANIFEST if find_manifest(location) else FOLDERS
 
 
 def is_known_file(path: str) -> bool:
     """Tells whether a file is of a kind that is told by its name, and so no archive."""
-    return False
+    return path.lower().endswith(MANIFEST_SUFFIXES)
 
 
 def is_cifar(location: str) -> bool:
