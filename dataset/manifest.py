@@ -39,6 +39,7 @@ COLUMNS = {
     "superclass": ("superclass", "supercategory", "coarse_label"),
     "split": ("split", "subset", "set", "partition"),
 }
+_KNOWN = tuple(COLUMNS.values())
 
 
 class Line(NamedTuple):
@@ -86,6 +87,12 @@ def open_manifest(location: str, options: Options, name: str) -> FilesSource:
     repeated = 0
     for line in chain([first], lines):
         where = f"{path}, line {line.number}"
+        for column in line.fields.keys() - first.fields.keys():
+            if column == options.group or any(column.lower() in names for names in _KNOWN):
+                raise DataError(
+                    f"{where} has {column!r}, which line {first.number} does not have: give it in "
+                    "each line"
+                )
         given = {what: _field(line, column, where) for what, column in columns.items()}
         file = given["path"]
         if not file or not given["label"]:

@@ -16,7 +16,7 @@ from components.converter import formats
 from dataset import images
 from dataset.card import DataCard
 from dataset.interface import Options, stored_size
-from dataset.locate import SYNTHETIC
+from dataset.synthetic_names import NAME as SYNTHETIC
 from trainer import engines, presets
 from trainer.preset import OVERRIDES, Preset
 

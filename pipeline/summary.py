@@ -12,7 +12,7 @@ from ml_metadata.proto import metadata_store_pb2
 from components.converter.formats import EXPORTS_FOLDER, REPORT_FILE
 from dataset import card as data_card
 from dataset.card import DataCard
-from dataset.locate import SYNTHETIC
+from dataset.synthetic_names import NAME as SYNTHETIC
 from pipeline.console import box, count
 from pipeline.graph import TOP_1, TOP_5
 from pipeline.run_history import Run
