@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset import format as binary
-from dataset import storage, synthetic
+from dataset import storage
 from dataset.card import SPLITS, TEST, TRAIN, VALIDATION, DataCard, SourceInfo, Split, Superclasses
 from dataset.format import DataError
 from dataset.hashing import Digest
 from dataset.interface import Item, Options, Unreadable, quotas, shard_length, stored_size
+from dataset.synthetic_names import LABEL_NAMES
+from dataset.synthetic_names import NAME as SYNTHETIC
 
 CIFAR_100 = "cifar-100"
 
@@ -118,8 +120,8 @@ def open_cifar(location: str, options: Options, name: str | None = None) -> Cifa
             indices, fine = indices[chosen], fine[chosen]
         records[split] = (paths[file], indices)
         counts[split] = np.bincount(fine, minlength=len(classes))[: len(classes)].tolist()
-    synthesized = bool(set(classes) & set(synthetic.LABEL_NAMES.fine))
-    name = name or (synthetic.NAME if synthesized else CIFAR_100)
+    synthesized = bool(set(classes) & set(LABEL_NAMES.fine))
+    name = name or (SYNTHETIC if synthesized else CIFAR_100)
     size = binary.IMAGE_SHAPE[:2]
     official = (len(labels[TRAIN]), len(labels[TEST])) == binary.OFFICIAL_RECORDS
     card = DataCard(
@@ -129,7 +131,7 @@ def open_cifar(location: str, options: Options, name: str | None = None) -> Cifa
         resize=options.resize,
         splits={split: Split(len(records[split][1]), split == VALIDATION) for split in SPLITS},
         source=SourceInfo(
-            kind=synthetic.NAME if synthesized else CIFAR_100,
+            kind=SYNTHETIC if synthesized else CIFAR_100,
             location=location,
             fingerprint=digest.hexdigest(),
             smallest=size,

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
-from dataset import images, synthetic
+from dataset import images
 from dataset.card import SPLITS, TEST, TRAIN, VALIDATION, DataCard, SourceInfo, Split, Superclasses
 from dataset.format import DataError
 from dataset.interface import Options, Unreadable, check_unreadable, quotas, stored_size
+from dataset.synthetic_names import LABEL_NAMES
+from dataset.synthetic_names import NAME as SYNTHETIC
 
 # Of the images, to each split that is derived.
 _DERIVED_SHARE = 0.1
@@ -174,8 +176,8 @@ def make_plan(
     sizes = {entry.size for entry in entries}
     smallest = min(sizes, key=lambda size: (size[0] * size[1], size))
     largest = max(sizes, key=lambda size: (size[0] * size[1], size))
-    if set(names) & set(synthetic.LABEL_NAMES.fine):
-        name = synthetic.NAME  # wherever it was copied to
+    if set(names) & set(LABEL_NAMES.fine):
+        name = SYNTHETIC  # wherever it was copied to
     card = DataCard(
         name=name,
         classes=names,

@@ -25,8 +25,7 @@ from dataset.format import DataError, RecordCounts
 from dataset.hashing import md5_of
 from dataset.interface import Options, Source
 from dataset.storage import is_uri
-
-SYNTHETIC = synthetic.NAME
+from dataset.synthetic_names import NAME as SYNTHETIC
 
 _OFFICIAL_COUNTS = RecordCounts(binary.OFFICIAL_TRAIN_RECORDS, binary.OFFICIAL_TEST_RECORDS)
 _SYNTHETIC_SEED = 0

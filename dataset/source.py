@@ -13,15 +13,25 @@ from dataset.folders import KIND as FOLDERS
 from dataset.folders import open_folders
 from dataset.format import DataError
 from dataset.interface import Options, Source
+from dataset.manifest import KIND as MANIFEST
+from dataset.manifest import SUFFIXES as MANIFEST_SUFFIXES
+from dataset.manifest import find_manifest, open_manifest
+from dataset.parquet import KIND as PARQUET
+from dataset.parquet import SUFFIX as PARQUET_SUFFIX
+from dataset.parquet import find_files, is_parquet, open_parquet
 
 _OPENERS: dict[str, Callable[[str, Options, str], Source]] = {
     CIFAR_100: open_cifar,
     FOLDERS: open_folders,
+    MANIFEST: open_manifest,
+    PARQUET: open_parquet,
 }
 # What a location can be, for people.
 KINDS = {
     CIFAR_100: "CIFAR-100's binary layout",
     FOLDERS: "class folders",
+    MANIFEST: "a manifest (CSV, TSV or JSON lines)",
+    PARQUET: "Parquet files",
 }
 
 
@@ -37,16 +47,22 @@ def kind_of(location: str) -> str:
     Raises:
       DataError: It does not exist, or is of no kind.
     """
-    if is_cifar(location):
+    if not is_known_file(location) and is_cifar(location):
         return CIFAR_100
-    if storage.is_uri(location) or not os.path.isdir(location):
+    folder = not storage.is_uri(location) and os.path.isdir(location)
+    if location.lower().endswith(MANIFEST_SUFFIXES) or (folder and find_manifest(location)):
+        return MANIFEST
+    is_one = location.lower().endswith(PARQUET_SUFFIX)
+    if is_one or (is_parquet(location) if folder else find_files(location)):
+        return PARQUET
+    if not folder:
         raise DataError(f"{location} is no data set that is read here: {', '.join(KINDS.values())}")
     return FOLDERS
 
 
 def is_known_file(path: str) -> bool:
     """Tells whether a file is of a kind that is told by its name, and so no archive."""
-    return False
+    return path.lower().endswith((*MANIFEST_SUFFIXES, PARQUET_SUFFIX))
 
 
 def is_cifar(location: str) -> bool:
@@ -71,5 +87,6 @@ def open_source(
     kind = kind_of(location)
     if kind == CIFAR_100:
         return open_cifar(location, options or Options(), name)
-    last = Path(location.rstrip("/")).stem if os.path.isfile(location) else Path(location).name
-    return _OPENERS[kind](location, options or Options(), name or last)
+    path = Path(location)
+    own_name = path.stem if is_known_file(location) else path.name
+    return _OPENERS[kind](location, options or Options(), name or own_name)

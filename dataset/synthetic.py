@@ -9,6 +9,7 @@ The same seed gives the same bytes on any machine and NumPy version: all arithme
 and only `random_raw` is drawn, whose stream NumPy keeps fixed (its distributions may change).
 
     python -m dataset.synthetic FOLDER --train 50000 --test 10000 --seed 0
+    python -m dataset.synthetic FOLDER --as folders
 """
 
 from __future__ import annotations
@@ -24,40 +25,20 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset import format as binary
-from dataset.files import new_folder
-from dataset.format import DataError, LabelNames
+from dataset.export import FORMS, export
+from dataset.files import new_folder, scratch_folder
+from dataset.format import DataError
+from dataset.source import open_source
+from dataset.synthetic_names import CLASSES, COARSE, COLOURS, LABEL_NAMES, PLURALS, SHAPES, TEXTURES
 
 _Mask = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.bool_]]
 
-NAME = "synthetic"
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
-TEXTURES = ("plain", "striped", "dotted", "checkered")
-# Red, green, blue. Hue jitter makes neighbours (red and yellow, blue and purple) nearly touch.
-COLOURS = {
-    "red": (210, 50, 40),
-    "yellow": (210, 180, 40),
-    "green": (50, 170, 60),
-    "blue": (40, 90, 210),
-    "purple": (150, 60, 190),
-}
-
-# Fine labels in alphabetical order, as CIFAR-100's, so that they are not grouped by superclass.
-_CLASSES = sorted(
-    (f"{texture}_{colour}_{shape}", shape, colour, texture)
-    for shape in SHAPES
-    for colour in COLOURS
-    for texture in TEXTURES
-)
-_PLURALS = {shape: f"{shape}s" for shape in SHAPES} | {"cross": "crosses"}
-_COARSE = sorted(f"{texture}_{_PLURALS[shape]}" for shape in SHAPES for texture in TEXTURES)
-LABEL_NAMES = LabelNames(tuple(name for name, *_ in _CLASSES), tuple(_COARSE))
-
 _COARSE_OF = np.array(
-    [_COARSE.index(f"{texture}_{_PLURALS[shape]}") for _, shape, _, texture in _CLASSES], np.int64
+    [COARSE.index(f"{texture}_{PLURALS[shape]}") for _, shape, _, texture in CLASSES], np.int64
 )
-_SHAPE_OF = np.array([SHAPES.index(shape) for _, shape, _, _ in _CLASSES])
-_TEXTURE_OF = np.array([TEXTURES.index(texture) for *_, texture in _CLASSES])
-_COLOUR_OF = np.array([COLOURS[colour] for _, _, colour, _ in _CLASSES], np.int32)
+_SHAPE_OF = np.array([SHAPES.index(shape) for _, shape, _, _ in CLASSES])
+_TEXTURE_OF = np.array([TEXTURES.index(texture) for *_, texture in CLASSES])
+_COLOUR_OF = np.array([COLOURS[colour] for _, _, colour, _ in CLASSES], np.int32)
 
 # To be raised with every change to the bytes generated: copies of older ones are told by it.
 GENERATOR_VERSION = 1
@@ -228,9 +209,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=50_000, help="training records (%(default)s)")
     parser.add_argument("--test", type=int, default=10_000, help="test records (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=("binary", *FORMS),
+        default="binary",
+        help="the form to write (%(default)s); the others are of PNG images",
+    )
     options = parser.parse_args(argv)
+    numbers = {"seed": options.seed, "train": options.train, "test": options.test}
     try:
-        generate(options.folder, seed=options.seed, train=options.train, test=options.test)
+        if options.form == "binary":
+            generate(options.folder, **numbers)
+        else:
+            scratch_path = options.folder.with_name(f"{options.folder.name}.binary")
+            with scratch_folder(scratch_path) as scratch:
+                source = open_source(str(generate(scratch / "binary", **numbers)))
+                export(source, options.folder, options.form)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

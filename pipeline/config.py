@@ -16,7 +16,7 @@ from components.evaluator.drop import AUTO
 from dataset import images
 from dataset.card import DataCard
 from dataset.interface import Options, stored_size
-from dataset.locate import SYNTHETIC
+from dataset.synthetic_names import NAME as SYNTHETIC
 from pipeline.gate import METRICS, Gate, resolve_floors
 from trainer import engines, presets
 from trainer.preset import OVERRIDES, Preset

@@ -15,7 +15,7 @@ from components.evaluator.drop import COMPARISON_FILE
 from components.evaluator.results import Metrics, accuracies
 from dataset import card as data_card
 from dataset.card import DataCard
-from dataset.locate import SYNTHETIC
+from dataset.synthetic_names import NAME as SYNTHETIC
 from pipeline.console import box, count
 from pipeline.gate import METRICS, TOP_1
 from pipeline.run_history import Run
