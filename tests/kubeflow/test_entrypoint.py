@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -188,16 +190,14 @@ def run(
     given: dict[str, Any] | str,
     *python: str,
     executor: str = "a.b.Executor",
-    powerless: bool = False,
+    prefix: Sequence[str] = (),
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a container's command with the mirrors in a folder, maybe without root's powers."""
+    """Runs a container's command, with the mirrors in a folder."""
     text = given if isinstance(given, str) else json.dumps(given)
-    # No user but root has them, and containers of root neither.
-    drop = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
     return subprocess.run(
         [
-            *(drop if powerless and os.geteuid() == 0 else ()),
+            *prefix,
             *(sys.executable, *python, str(REPOSITORY / "kubeflow/entrypoint.py")),
             *("--executor_class_path", executor),
             *("--json_serialized_invocation_args", text),
@@ -213,10 +213,10 @@ def run(
 
 
 def refusal(
-    folder: Path, given: dict[str, Any] | str, *python: str, powerless: bool = False
+    folder: Path, given: dict[str, Any] | str, *python: str, prefix: Sequence[str] = ()
 ) -> str:
     """Checks that one line says why it failed and that no output is there; returns that line."""
-    process = run(folder, given, *python, powerless=powerless)
+    process = run(folder, given, *python, prefix=prefix)
     assert process.returncode == 1
     assert process.stdout == ""
     (line,) = process.stderr.splitlines()
@@ -269,7 +269,9 @@ def test_parameters_that_cannot_be_right(pod: Path, parameters: dict[str, Any], 
 def test_a_folder_that_cannot_be_written(pod: Path, name: str):
     folder = pod / "volume"
     folder.mkdir(mode=0o555)
-    line = refusal(pod, executor_input(**{name: f"{folder}/vit/models"}), powerless=True)
+    # Root may write everywhere, in containers too, unless it has lost its powers.
+    drop = ("setpriv", "--inh-caps=-all", "--bounding-set=-all") if os.geteuid() == 0 else ()
+    line = refusal(pod, executor_input(**{name: f"{folder}/vit/models"}), prefix=drop)
     assert line == (
         f"{name} is {folder}/vit/models, and {folder} cannot be written to: Permission denied. "
         f"This is user {os.getuid()} with the groups {sorted({os.getgid(), *os.getgroups()})}; it "
@@ -311,6 +313,34 @@ class Executor(base_executor.BaseExecutor):
         atexit.register(os.abort)
         threading.Thread(target=time.sleep, args=(600,)).start()
 """
+
+
+# What Kubernetes makes of readOnlyRootFilesystem, of dropped capabilities, and of the volume
+# that the package has at /tmp.
+READ_ONLY = """
+mount --make-rprivate / && mount -o remount,bind,ro / && mount -t tmpfs tmpfs /tmp || exit 99
+exec setpriv --inh-caps=-all --bounding-set=-all "$@"
+"""
+
+
+def test_a_read_only_root_file_system():
+    unshare = ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh")
+    try:
+        possible = subprocess.run([*unshare, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        possible = False
+    if not possible or not os.path.ismount("/dev/shm"):
+        pytest.skip("needs the right to mount, and /dev/shm for what pods have on other volumes")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        pod = Path(folder)
+        (pod / "minio/bucket/run").mkdir(parents=True)
+        (pod / "lingering.py").write_text(LINGERING)
+        given = executor_input()
+        given["outputs"]["outputFile"] = "/tmp/kfp_outputs/output_metadata.json"
+        variables = {"PYTHONPATH": folder, "TMPDIR": "/tmp"}
+        process = run(pod, given, executor="lingering.Executor", prefix=unshare, **variables)
+        assert process.returncode == 0, process.stderr
+        assert (pod / "minio/bucket/run/model/file").read_text() == "done"
 
 
 def test_what_lingers_when_a_component_has_finished_neither_undoes_nor_delays_that(pod: Path):
