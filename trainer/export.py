@@ -144,8 +144,9 @@ def build_archive(
         parsed = tf.io.parse_example(examples, feature)
         return predict(preprocessing.decode_images(parsed[preprocessing.IMAGE_KEY], card.shape))
 
+    # The endpoints bring the variables that they use. `track` would add all of the model's, the
+    # states of dropout's generators among them.
     archive = keras.export.ExportArchive()
-    archive.track(model)
     for name, function, spec in (
         (
             SERVING_DEFAULT,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from PIL import Image
+from tensorflow.core.protobuf import saved_model_pb2
 
 import dataset.images
 from dataset.card import CARD_FILE, from_json
@@ -28,7 +31,8 @@ from tests.support.cards import SYNTHETIC_CARD, make_card
 from tests.support.networks import build_model
 from trainer import export, preprocessing
 from trainer.images import decode_image
-from trainer.presets import get_preset
+from trainer.preset import Preset
+from trainer.presets import PRESETS, get_preset
 
 EXTRA = {"training.json": {"history": [{"loss": 4.5}]}}
 BATCHING = Path(__file__).resolve().parents[2] / "serving" / "config" / "batching.config"
@@ -400,3 +404,34 @@ def test_what_an_interrupted_export_left_does_not_survive(
     assert sorted(os.listdir(tmp_path / "model" / "assets.extra")) == sorted(
         [*EXTRA, export.WEIGHTS_FILE]
     )
+
+
+AUGMENTED = dataclasses.replace(
+    get_preset("compact"), random_rotation=0.02, random_zoom=0.2, head_dropout_rate=0.1
+)
+
+
+@pytest.mark.parametrize("preset", [*PRESETS.values(), AUGMENTED], ids=[*PRESETS, "augmented"])
+def test_nothing_for_training_alone_is_served(
+    preset: Preset, transform_output: tft.TFTransformOutput, tmp_path: Path
+):
+    network = build_model(dataclasses.replace(preset, transformer_layers=1), seed=0)
+    assert any("seed" in variable.path for variable in network.variables)
+    export.export_model(network, transform_output, SYNTHETIC_CARD, str(tmp_path / "model"), EXTRA)
+
+    reader = tf.train.load_checkpoint(str(tmp_path / "model" / "variables" / "variables"))
+    dtypes = {
+        name: dtype
+        for name, dtype in reader.get_variable_to_dtype_map().items()
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    }
+    assert dtypes and set(dtypes.values()) == {tf.float32}  # a generator's state is of integers
+    saved = saved_model_pb2.SavedModel.FromString(
+        (tmp_path / "model" / "saved_model.pb").read_bytes()
+    )
+    (graph,) = (meta.graph_def for meta in saved.meta_graphs)
+    functions = [node for function in graph.library.function for node in function.node_def]
+    nodes = [*graph.node, *functions]
+    assert len(nodes) > 100
+    of_training = re.compile("random|seed|dropout|augment|ImageProjective", re.IGNORECASE)
+    assert not [node.name for node in nodes if of_training.search(f"{node.name} {node.op}")]

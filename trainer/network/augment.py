@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainer.network.layers import training_only
 from trainer.preset import Preset
 
 
@@ -52,9 +53,10 @@ def augmentation_layers(preset: Preset) -> list[keras.layers.Layer]:
     if keras.config.backend() == "jax":
         for layer in layers:
             layer.supports_jit = True
-    return layers
+    return [training_only(layer) for layer in layers]
 
 
+@training_only
 @keras.saving.register_keras_serializable(package="vit")
 class RandomShift(keras.layers.Layer):
     """Moves each image by whole pixels, what comes in being reflected: a crop of the padded image.
@@ -100,6 +102,7 @@ class RandomShift(keras.layers.Layer):
         return {**super().get_config(), "shift": self.shift}
 
 
+@training_only
 @keras.saving.register_keras_serializable(package="vit")
 class RandomProjection(keras.layers.Layer):
     """The chain of `augmentation_layers` as one resampling of the image.

@@ -17,7 +17,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainer.network.layers import MLP, PatchEmbedding, Shape, TransformerBlock
+from trainer.network.layers import (
+    MLP,
+    PatchEmbedding,
+    Shape,
+    TransformerBlock,
+    training_only,
+)
 
 
 def resize_matrix(size: int, resized: int) -> np.ndarray:
@@ -355,6 +361,7 @@ class _Unowned(NamedTuple):
     layers: Any
 
 
+@training_only
 class MergedProjections(keras.layers.Layer):
     """`merge_projections` of blocks that come behind it in the network.
 
@@ -384,6 +391,7 @@ class MergedProjections(keras.layers.Layer):
         return [tuple(keras.KerasTensor(s, self.compute_dtype) for s in shapes) for _ in blocks]
 
 
+@training_only
 class FullTokens(keras.layers.Layer):
     """Adds tokens up to a multiple of 8, which a GPU's matrix units want in half precision.
 
@@ -411,6 +419,7 @@ class FullTokens(keras.layers.Layer):
         )
 
 
+@training_only
 class FewerTokens(keras.layers.Layer):
     """The first of the tokens: [B, N', D] to [B, N, D].
 

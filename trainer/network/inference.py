@@ -8,41 +8,23 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainer.network.augment import RandomProjection, RandomShift
 from trainer.network.compact_layers import (
     BatchNormBlock,
     ConvolutionalTokenizer,
     attend,
     mix_neighbours,
 )
-from trainer.network.fast_layers import (
-    FewerTokens,
-    FoldedPatchEmbedding,
-    FullTokens,
-    FusedTransformerBlock,
-    MergedProjections,
-)
+from trainer.network.fast_layers import FoldedPatchEmbedding, FusedTransformerBlock
 from trainer.network.layers import Shape
-
-_LEFT_OUT = (
-    keras.layers.InputLayer,
-    keras.layers.Dropout,
-    keras.layers.RandomFlip,
-    RandomProjection,
-    RandomShift,
-    MergedProjections,
-    FullTokens,
-    FewerTokens,
-)
 
 
 def for_inference(network: keras.Model) -> keras.Model:
     """Rewrites a network of `trainer.network.model.build_model` for inference alone.
 
-    Augmentation and dropout are left out, products of weights are multiplied out, the scale and
-    shift of layer normalizations are part of the projections behind them, and so are whole batch
-    normalizations, or of the convolutions before them. At one image per call,
-    where the number of operations is what takes the time, that is worth as much as at many.
+    What is marked as `training_only` is left out, products of weights are multiplied out, the scale
+    and shift of layer normalizations are part of the projections behind them, and so are whole
+    batch normalizations, or of the convolutions before them. At one image per call, where the
+    number of operations is what takes the time, that is worth as much as at many.
 
     Args:
         network: A chain of layers with trained weights; it is not changed. Layers that there is
@@ -50,17 +32,21 @@ def for_inference(network: keras.Model) -> keras.Model:
 
     Returns:
         A model of the same inputs and outputs, equal up to rounding; the network itself where
-        none of its layers can be rewritten.
+        none of its layers can be rewritten or left out.
     """
-    if not any(type(layer) in _REWRITTEN for layer in network.layers):
+    if not any(_is_left_out(layer) or type(layer) in _REWRITTEN for layer in network.layers):
         return network
     x = network.input
     for layer in network.layers:
-        if isinstance(layer, _LEFT_OUT):
+        if isinstance(layer, keras.layers.InputLayer) or _is_left_out(layer):
             continue
         rewrite = _REWRITTEN.get(type(layer))
         x = (rewrite(layer) if rewrite else layer)(x, training=False)
     return keras.Model(network.input, x, name=network.name)
+
+
+def _is_left_out(layer: keras.layers.Layer) -> bool:
+    return getattr(layer, "training_only", False)
 
 
 class _Frozen(keras.layers.Layer):

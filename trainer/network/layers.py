@@ -18,6 +18,20 @@ from keras import ops
 Shape = tuple[Any, ...]
 
 
+def training_only(layer: Any) -> Any:
+    """Marks a layer, or a class of layers, that inference does without.
+
+    Args:
+        layer: Passes its input on in inference, or prepares what `trainer/network/inference.py`
+            computes once. The mark of a single layer is not kept when it is serialized.
+
+    Returns:
+        The same, which `for_inference` leaves out.
+    """
+    layer.training_only = True
+    return layer
+
+
 @keras.saving.register_keras_serializable(package="vit")
 class Patches(keras.layers.Layer):
     """Cuts images into non-overlapping square patches, row by row.

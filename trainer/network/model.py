@@ -23,7 +23,7 @@ from trainer.network.fast_layers import (
     FusedTransformerBlock,
     MergedProjections,
 )
-from trainer.network.layers import MLP, PatchEmbedding, Patches, TransformerBlock
+from trainer.network.layers import MLP, PatchEmbedding, Patches, TransformerBlock, training_only
 from trainer.preset import Preset
 
 
@@ -83,7 +83,7 @@ def _build(preset: Preset, shape: tuple[int, ...], num_classes: int, plain: bool
     else:
         # All tokens side by side rather than a class token (the paper) or their mean.
         x = keras.layers.Flatten(name="flatten")(x)  # (B, N x D)
-    x = keras.layers.Dropout(preset.head_dropout_rate, name="head_dropout")(x)
+    x = training_only(keras.layers.Dropout(preset.head_dropout_rate, name="head_dropout"))(x)
     if preset.mlp_head_units:
         x = MLP(preset.mlp_head_units, preset.head_dropout_rate, name="head")(x)
     # float32 so that the softmax of the loss and the served probabilities do not lose digits.
