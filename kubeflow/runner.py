@@ -17,6 +17,7 @@ from dataset.format import DataError
 from dataset.locate import Dataset, locate
 from pipeline import console
 from pipeline.config import ConfigError
+from pipeline.gate import PRESET_CLASSES
 from pipeline.kubeflow import config as kubeflow_config
 from pipeline.kubeflow import fingerprint_task
 from pipeline.kubeflow import parameters as kubeflow_parameters
@@ -83,7 +84,10 @@ def compile_pipeline(config: KubeflowConfig, dataset: Dataset | None = None) -> 
     preset = config.resolve_preset()
     fingerprint = config.data_fingerprint or (dataset.fingerprint if dataset else None)
     serving_dir = config.model_dir(config.dataset_name, subset=bool(dataset and dataset.subset))
-    parameters = kubeflow_parameters.pipeline_parameters(config, preset, serving_dir, fingerprint)
+    classes = dataset.card.num_classes if dataset else PRESET_CLASSES
+    parameters = kubeflow_parameters.pipeline_parameters(
+        config, preset, serving_dir, fingerprint, classes
+    )
     if config.fingerprint_in_run:
         parameters = [each for each in parameters if each.name != fingerprint_task.PARAMETER]
 
@@ -119,6 +123,7 @@ def compile_pipeline(config: KubeflowConfig, dataset: Dataset | None = None) -> 
                 fingerprint=fingerprint or "",
                 limit=config.limit,
                 options=config.source_options(preset.image_size),
+                classes=classes,
             ),
             preset,
             serving_dir=serving_dir,

@@ -17,7 +17,7 @@ from dataset import images
 from dataset.card import DataCard
 from dataset.interface import Options, stored_size
 from dataset.synthetic_names import NAME as SYNTHETIC
-from pipeline.gate import METRICS, Gate, resolve_floors
+from pipeline.gate import METRICS, PRESET_CLASSES, Gate, resolve_floors
 from trainer import engines, presets
 from trainer.preset import OVERRIDES, Preset
 
@@ -367,17 +367,18 @@ class PipelineConfig(_Floors):
         given = {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
         return dataclasses.replace(preset, **{**given, **overrides})
 
-    def resolve_gate(self, preset: Preset) -> Gate:
+    def resolve_gate(self, preset: Preset, classes: int = PRESET_CLASSES) -> Gate:
         """Returns what a model must reach: the preset's floors, unless the command line has others.
 
         Args:
           preset: The configuration's preset.
+          classes: Of the data.
 
         Raises:
           ValueError: Two floors contradict each other.
         """
         given = {metric.name: getattr(self, metric.flag) for metric in METRICS}
-        return Gate(resolve_floors(preset.floors, given), self.max_accuracy_drop)
+        return Gate(resolve_floors(preset.floors, given, classes), self.max_accuracy_drop)
 
     @property
     def export_formats(self) -> tuple[str, ...]:

@@ -45,6 +45,9 @@ class GateMetric:
 TOP_1 = "top_1_accuracy"
 TOP_5 = "top_5_accuracy"
 
+# How many classes the data have for which presets state their floors: CIFAR-100.
+PRESET_CLASSES = 100
+
 METRICS = (
     GateMetric(TOP_1, "top-1", "SparseCategoricalAccuracy"),
     GateMetric(TOP_5, "top-5", "SparseTopKCategoricalAccuracy", {"k": 5}, at_least=TOP_1),
@@ -64,14 +67,33 @@ class Gate:
     max_accuracy_drop: float = 0.0
 
 
+def above_chance(metric: GateMetric, floor: float, classes: int) -> float:
+    """Carries a floor over to another number of classes, as a margin above chance.
+
+    Args:
+      metric: The floor's.
+      floor: For the 100 classes that presets are made for.
+      classes: Of the data.
+
+    Returns:
+      A floor as far on the way from chance to 1; none (0) where the metric is 1 whatever the model.
+    """
+    hits = metric.config.get("k", 1)
+    chance, usual = hits / classes, hits / PRESET_CLASSES
+    if chance >= 1.0 or not floor:
+        return 0.0
+    return round(chance + (floor - usual) / (1.0 - usual) * (1.0 - chance), 4)
+
+
 def resolve_floors(
-    preset: Mapping[str, float], given: Mapping[str, float | None]
+    preset: Mapping[str, float], given: Mapping[str, float | None], classes: int
 ) -> dict[str, float]:
     """Merges the floors of a preset with those that were asked for.
 
     Args:
-      preset: By the name of a metric.
-      given: Those asked for; None where it was not.
+      preset: By the name of a metric, for `PRESET_CLASSES` classes.
+      given: Those asked for, for the data as they are; None where it was not.
+      classes: Of the data.
 
     Returns:
       A floor for each of `METRICS`.
@@ -90,6 +112,6 @@ def resolve_floors(
                 f"{metric.flag} {asked} is below min_{metric.at_least} {other}, whose every hit "
                 f"is a hit here, too: raise it to at least {other}."
             )
-        own = preset.get(metric.name, metric.floor)
+        own = above_chance(metric, preset.get(metric.name, metric.floor), classes)
         floors[metric.name] = max(own, other) if asked is None else asked
     return floors

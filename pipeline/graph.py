@@ -33,7 +33,7 @@ from components.schema_gen.component import CardSchemaGen
 from components.serving_validator.component import ServingValidator
 from dataset.card import SPLITS, TEST, TRAIN, VALIDATION
 from dataset.interface import Options
-from pipeline.gate import METRICS, Gate, GateMetric
+from pipeline.gate import METRICS, PRESET_CLASSES, Gate, GateMetric
 from serving import client
 from trainer.preset import OVERRIDES, Preset
 
@@ -59,6 +59,7 @@ class DataSource:
       fingerprint: Identifies the contents; part of the cache key.
       limit: Keep at most so many examples of each split, class-balanced; None keeps all.
       options: What else decides about the examples.
+      classes: How many there are, as far as it is known; presets state their floors for 100.
     """
 
     folder: str
@@ -66,6 +67,7 @@ class DataSource:
     fingerprint: str
     limit: int | None = None
     options: Options = dataclasses.field(default_factory=Options)
+    classes: int = PRESET_CLASSES
 
 
 @dataclass(frozen=True)

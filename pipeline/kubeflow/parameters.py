@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.gate import METRICS, GateMetric
+from pipeline.gate import METRICS, PRESET_CLASSES, GateMetric
 from pipeline.kubeflow.config import KubeflowConfig
 from trainer.preset import Preset
 
@@ -131,7 +131,11 @@ def _of(metrics: Sequence[dict[str, Any]], wanted: GateMetric) -> dict[str, Any]
 
 
 def pipeline_parameters(
-    config: KubeflowConfig, preset: Preset, serving_dir: str, fingerprint: str | None
+    config: KubeflowConfig,
+    preset: Preset,
+    serving_dir: str,
+    fingerprint: str | None,
+    classes: int = PRESET_CLASSES,
 ) -> list[Parameter]:
     """Lists the parameters, with a configuration's values as defaults.
 
@@ -140,6 +144,7 @@ def pipeline_parameters(
       preset: Its preset, with all that overrides it.
       serving_dir: TF Serving's model base path.
       fingerprint: Of the data; None where each run has to give it.
+      classes: Of the data, as far as it is known.
     """
 
     trained_in = ("Trainer", "Tuner") if config.tune else ("Trainer",)
@@ -149,7 +154,7 @@ def pipeline_parameters(
 
     base_model = [Place("BaseModel", "serving_dir")] if config.warm_start else []
 
-    floors = config.resolve_gate(preset).floors
+    floors = config.resolve_gate(preset, classes).floors
 
     def threshold(metric: GateMetric, *path: str, negative: bool = False) -> Place:
         where = ("metrics_specs", 0, "metrics", metric, "per_slice_thresholds", 0, "threshold")

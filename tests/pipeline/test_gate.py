@@ -99,12 +99,32 @@ def test_a_metric_has_a_flag(project: Path):
 
 
 def test_floors():
-    assert resolve_floors({}, {}) == {TOP_1: 0.0, TOP_5: 0.0}
+    assert resolve_floors({}, {}, 100) == {TOP_1: 0.0, TOP_5: 0.0}
     preset = {TOP_1: 0.1, TOP_5: 0.2}
-    assert resolve_floors(preset, {TOP_1: None, TOP_5: 0.9}) == {TOP_1: 0.1, TOP_5: 0.9}
+    assert resolve_floors(preset, {TOP_1: None, TOP_5: 0.9}, 100) == {TOP_1: 0.1, TOP_5: 0.9}
     # A top-1 hit is a top-5 hit.
-    assert resolve_floors(preset, {TOP_1: 0.3}) == {TOP_1: 0.3, TOP_5: 0.3}
+    assert resolve_floors(preset, {TOP_1: 0.3}, 100) == {TOP_1: 0.3, TOP_5: 0.3}
     with pytest.raises(ValueError, match=r"min_top_5_accuracy 0.2 is below .* at least 0.3"):
-        resolve_floors(preset, {TOP_1: 0.3, TOP_5: 0.2})
+        resolve_floors(preset, {TOP_1: 0.3, TOP_5: 0.2}, 100)
     with pytest.raises(ValueError, match=r"floors for \['top_3'\]"):
-        resolve_floors({"top_3": 0.1}, {})
+        resolve_floors({"top_3": 0.1}, {}, 100)
+
+
+@pytest.mark.parametrize(
+    ("classes", "top_1", "top_5"),
+    [
+        (100, 0.05, 0.20),
+        (3, 0.3603, 0.3603),  # chance is a third, and all answers are among the best five
+        (10, 0.1364, 0.5789),
+        (10_000, 0.0405, 0.1583),
+    ],
+)
+def test_floors_of_other_numbers_of_classes_are_as_far_above_chance(
+    classes: int, top_1: float, top_5: float
+):
+    floors = resolve_floors({TOP_1: 0.05, TOP_5: 0.20}, {}, classes)
+    assert floors == {TOP_1: pytest.approx(top_1, abs=1e-4), TOP_5: pytest.approx(top_5, abs=1e-4)}
+
+
+def test_what_was_asked_for_is_not_carried_over():
+    assert resolve_floors({TOP_1: 0.05}, {TOP_1: 0.5}, 3)[TOP_1] == 0.5
