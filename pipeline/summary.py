@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_model_analysis as tfma
@@ -48,7 +49,9 @@ def summarize(run: Run) -> str:
         lines += ["Trained and tested on SYNTHETIC images: these are not CIFAR-100 results.", ""]
     lines += _training_lines(training)
     lines += [*_start_lines(run, training), *_search_lines(run, training)]
-    lines += ["", *_accuracy_lines(evaluation.uri), *_superclass_lines(model, evaluation.uri)]
+    card = _read_card(model)
+    lines += _data_lines(card)
+    lines += ["", *_accuracy_lines(evaluation.uri), *_class_lines(card, evaluation.uri)]
     lines += ["", *_push_lines(run, evaluation.uri)]
     if exports := run.output("Converter", "exports"):
         lines += export_lines(exports.uri)
@@ -153,21 +156,47 @@ def _values(metrics: Metrics) -> str:
     return "   ".join(f"{metric.label} {metrics[metric.name]:.4f}" for metric in METRICS)
 
 
-def _superclass_lines(model: metadata_store_pb2.Artifact, evaluation_uri: str) -> list[str]:
-    card = _read_card(model)
-    if card.superclasses is None:
-        return []
-    names = card.superclasses.names
-    by_label = accuracies(evaluation_uri, "superclass")
-    ranked = sorted(
+def _class_lines(card: DataCard, evaluation_uri: str) -> list[str]:
+    """How even the accuracy is: balanced over the classes, and the worst and the best of them."""
+    lines = []
+    by_class = _ranked(evaluation_uri, "label", card.classes)
+    if by_class:
+        # The mean of the classes' recalls: each class counts the same, however many images it has.
+        balanced = sum(recall for recall, _ in by_class) / len(by_class)
+        lines.append(f"balanced accuracy {balanced:.4f}, classes {_range(by_class)}")
+    if card.superclasses and (
+        ranked := _ranked(evaluation_uri, "superclass", card.superclasses.names)
+    ):
+        lines.append(f"superclasses {_range(ranked)}")
+    return lines
+
+
+def _ranked(evaluation_uri: str, key: str, names: Sequence[str]) -> list[tuple[float, str]]:
+    """(Top-1 accuracy, name) of each slice, the worst first."""
+    return sorted(
         (values[TOP_1], names[label])
-        for (name, label), values in by_label.items()
+        for (name, label), values in accuracies(evaluation_uri, key).items()
         if name == tfma.CANDIDATE_KEY and label is not None
     )
-    if not ranked:
-        return []
+
+
+def _range(ranked: Sequence[tuple[float, str]]) -> str:
     (worst, worst_name), (best, best_name) = ranked[0], ranked[-1]
-    return [f"superclasses from {worst_name} ({worst:.3f}) to {best_name} ({best:.3f})"]
+    return f"from {worst_name} ({worst:.3f}) to {best_name} ({best:.3f})"
+
+
+def _data_lines(card: DataCard) -> list[str]:
+    """What was left out of the data, if anything."""
+    source = card.source
+    left_out = [
+        f"{count(number, 'image')} {why}"
+        for number, why in (
+            (source.unreadable, "that could not be read (unreadable.json beside the examples)"),
+            (source.duplicates, "of train that another split has, too"),
+        )
+        if number
+    ]
+    return [f"left out: {', '.join(left_out)}"] if left_out else []
 
 
 def _push_lines(run: Run, evaluation_uri: str) -> list[str]:
