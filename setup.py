@@ -57,6 +57,7 @@ setup(
         "grpcio",
         "grpcio-health-checking",
         "grpcio-reflection",
+        "httptools",
         "jax",
         "keras-tuner >=1.4,<2",
         "matplotlib",
@@ -66,6 +67,7 @@ setup(
         "pip",  # the tfx command line runs it
         "prometheus-client",
         "protobuf",
+        "pysimdjson",
         "pyyaml",
         "tensorboard >=2.16,<2.17" + OLD_LINE,
         "tensorboard >=2.20,<3" + NEW_LINE,  # TensorFlow 2.21 no longer asks for it

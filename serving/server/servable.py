@@ -18,6 +18,7 @@ from serving.server import tensors
 from serving.server.errors import CODES, RequestError
 
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+_HEADINGS = ("Graph execution error:", "Detected at node")
 _MAX_WARMUP_RECORDS = 1000  # TF Serving's limit
 
 Arrays = dict[str, np.ndarray]
@@ -180,5 +181,9 @@ class Servable:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the stack traces that TensorFlow appends."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """What an error says, without the headings and stack traces that TensorFlow puts around it."""
+    text = str(error)
+    lines = (line.strip() for line in text.splitlines())
+    cause = next((line for line in lines if line and not line.startswith(_HEADINGS)), "")
+    damaged = "its variables cannot be read: " if "node RestoreV2" in text else ""
+    return damaged + (cause or type(error).__name__)

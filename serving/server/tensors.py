@@ -29,6 +29,11 @@ _VALUE_FIELDS = {
 _NUMPY_TYPES = {dtype: tf.dtypes.as_dtype(dtype).as_numpy_dtype for dtype in _VALUE_FIELDS}
 _NUMPY_TYPES[types_pb2.DT_STRING] = np.object_
 
+# What the last value may be repeated to. Who means more than that sends it; for nothing more than a
+# shape, a client could have any number of images computed.
+_MAX_REPEATED_BYTES = 1 << 18
+# So many values at a time become Python objects, with the interpreter locked.
+_STEP = 1 << 16
 _MAX_RANK = 254  # TensorFlow's own limit
 
 
@@ -97,11 +102,17 @@ def to_numpy(proto: tensor_pb2.TensorProto, name: str, max_bytes: int) -> np.nda
     values = getattr(proto, _VALUE_FIELDS[dtype])
     if len(values) > count:
         raise _too_many(name, len(values), shape)
+    if (count - len(values)) * itemsize > _MAX_REPEATED_BYTES:
+        raise invalid_argument(
+            f"tensor parsing error: {name}: {len(values)} values for the shape "
+            f"{format_shape(shape)}, more than {_MAX_REPEATED_BYTES} bytes would be repetitions"
+        )
     if not values:
         return np.zeros(shape, numpy_type)
-    wide = np.array(values)
     array = np.empty(count, numpy_type)
-    array[: len(values)] = wide.astype(numpy_type)
+    for begin in range(0, len(values), _STEP):
+        step = np.array(values[begin : begin + _STEP])
+        array[begin : begin + len(step)] = step.astype(numpy_type)
     array[len(values) :] = array[len(values) - 1]
     return array.reshape(shape)
 
