@@ -57,6 +57,7 @@ setup(
         "grpcio",
         "grpcio-health-checking",
         "grpcio-reflection",
+        "httptools",
         "jax",
         "keras-tuner >=1.4,<2",
         "matplotlib",
@@ -67,6 +68,7 @@ setup(
         "prometheus-client",
         "protobuf",
         "pydantic >=2,<3",
+        "pysimdjson",
         "pyyaml",
         "tensorboard >=2.16,<2.17" + OLD_LINE,
         "tensorboard >=2.20,<3" + NEW_LINE,  # TensorFlow 2.21 no longer asks for it

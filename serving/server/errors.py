@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import grpc
 
 # Bytes. gRPC carries a status message in a header, which has to stay small (and takes three bytes
@@ -24,6 +27,38 @@ class RequestError(Exception):
         self.message = encoded[:_MESSAGE_LIMIT].decode(errors="ignore")
         if len(encoded) > _MESSAGE_LIMIT:
             self.message += "...TRUNCATED"
+
+
+_CODES_OF_HTTP = {
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+class HttpError(RequestError):
+    """What HTTP alone can be refused for.
+
+    Attributes:
+      status: Of the answer.
+      reason: A word to count it under; empty: it is not.
+    """
+
+    def __init__(self, status: int, message: str, reason: str = ""):
+        super().__init__(_CODES_OF_HTTP.get(status, grpc.StatusCode.INVALID_ARGUMENT), message)
+        self.status = status
+        self.reason = reason
+
+
+@contextlib.contextmanager
+def memory_bounded() -> Iterator[None]:
+    """Makes RESOURCE_EXHAUSTED of a MemoryError in the block."""
+    try:
+        yield
+    except MemoryError:
+        raise resource_exhausted("there is not enough memory for this request now") from None
 
 
 def invalid_argument(message: str) -> RequestError:

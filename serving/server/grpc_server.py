@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 
 from serving.server.admission import Admission
 from serving.server.config import Ssl
-from serving.server.errors import RequestError
+from serving.server.errors import RequestError, memory_bounded
 from serving.server.metrics import Metrics
 from serving.server.predictor import Predictor
 
@@ -76,11 +76,46 @@ class _Accepted:
             self._changed.wait_for(lambda: not self._count, seconds)
 
 
+class _Deserializing(grpc.ServerInterceptor):
+    """Parses requests in the threads of RPCs, and refuses what is none as INVALID_ARGUMENT.
+
+    gRPC would do it in the one thread that serves all, which a MemoryError ends, answer INTERNAL,
+    and write a traceback for each.
+    """
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or handler.request_deserializer is None:
+            return handler
+        method = details.method
+
+        def parse(content: bytes, context: grpc.ServicerContext) -> Any:
+            try:
+                return handler.request_deserializer(content)
+            except MemoryError:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "not enough memory now")
+            except Exception:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no request for {method}")
+
+        def parse_each(contents: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            for content in contents:
+                yield parse(content, context)
+
+        def wrap(behavior: Any) -> Any:
+            prepare = parse_each if handler.request_streaming else parse
+            return behavior and (lambda content, ctx: behavior(prepare(content, ctx), ctx))
+
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+        wrapped = {kind: wrap(getattr(handler, kind)) for kind in kinds}
+        return handler._replace(request_deserializer=None, **wrapped)
+
+
 def _answer(accepted: _Accepted, context: grpc.ServicerContext, function: Callable[[], T]) -> T:
     """Calls a function and turns what it raises into a status."""
     try:
         accepted.add(context)
-        return function()
+        with memory_bounded():
+            return function()
     except RequestError as error:
         code, message = error.code, error.message
     except Exception:
@@ -110,7 +145,7 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             remaining = context.time_remaining()
             deadline = math.inf if remaining is None else time.monotonic() + remaining
             name = self._predictor.known_name(request.model_spec.name)
-            with self._metrics.count(name, "GRPC"), self._admission:
+            with self._metrics.count(name, "GRPC"), memory_bounded(), self._admission:
                 return self._predictor.predict(request, deadline, context.is_active)
 
         return _answer(self._accepted, context, predict)
@@ -159,6 +194,7 @@ class GrpcServer:
         """
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="rpc"),
+            interceptors=[_Deserializing()],
             maximum_concurrent_rpcs=threads,
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),

@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,12 @@ class Server:
         limits = Limits(options.max_message_bytes, options.max_image_pixels)
         self._predictor = Predictor(self._manager, limits, self._metrics, run_call)
         admission = Admission(min(options.max_concurrent_requests, options.grpc_max_threads))
-        self._metrics.watch(self._manager.states, waiting_rows, lambda: admission.in_progress)
+        self._metrics.watch(
+            self._manager.states,
+            waiting_rows,
+            lambda: admission.in_progress,
+            self._manager.fallbacks,
+        )
         self._grpc = GrpcServer(
             self._predictor,
             admission,
@@ -85,6 +91,7 @@ class Server:
             labels_for_unavailable=options.allow_version_labels_for_unavailable_models,
             on_change=lambda: self._grpc.show_health(self._manager.is_ready),
             on_failure=self._metrics.count_load_failure,
+            falls_back=not options.no_fallback,
         )
 
     def _make_rest(self, admission: Admission, prometheus_path: str | None) -> RestServer | None:
@@ -95,6 +102,7 @@ class Server:
             threads=options.rest_api_num_threads,
             timeout=options.rest_api_timeout_in_ms / 1e3,
             max_body_bytes=options.max_message_bytes,
+            max_connections=options.rest_api_max_connections,
             prometheus_path=prometheus_path,
             allow_cors=options.rest_api_enable_cors_support,
         )
@@ -148,12 +156,21 @@ class Server:
                     _log.error("%s What was configured before stays.", error)
                 complaint = str(error)
 
-    def drain(self) -> None:
-        """Refuses new requests and finishes accepted ones; then the process can end."""
-        _log.info("draining: new requests are refused, accepted ones finished")
+    def drain(self, pause: float = 0.0) -> None:
+        """Refuses new requests and finishes accepted ones; then the process can end.
+
+        Args:
+          pause: Seconds before that in which it says that it is not ready, but answers.
+        """
         self._stopped.set()
         self._manager.stop()
         self._grpc.show_health(False)
+        if self._rest is not None:
+            self._rest.show_drain()
+        if pause:
+            _log.info("not ready any more; requests are refused in %g s", pause)
+            time.sleep(pause)
+        _log.info("draining: new requests are refused, accepted ones finished")
         seconds = self._options.drain_seconds
         drains = [threading.Thread(target=self._grpc.drain, args=[seconds])]
         if self._rest is not None:

@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 # Versions that have ended, of each model, whose fate can still be asked for.
 _KEPT_ENDED = 20
+_SHOWN_NAMES = 20
+_INSTEAD = "; in its place is served version "
 # How often a version that is being drained or copied is looked at, in seconds.
 _BUSY_POLL_SECONDS = 0.1
 
@@ -36,6 +40,8 @@ class _Watched:
         self.model = model
         self.versions: dict[int, Version] = {}
         self.complaint = ""  # What was last reported of the base path
+        self.others: set[str] = set()  # What lies in it and is no version, and was reported
+        self.fallback = ""  # What is served in place of versions that cannot be loaded
 
 
 class Manager:
@@ -58,6 +64,7 @@ class Manager:
         labels_for_unavailable: bool = False,
         on_change: Callable[[], None] = lambda: None,
         on_failure: Callable[[str], None] = lambda name: None,
+        falls_back: bool = True,
     ):
         """Sets up; `start` begins to load.
 
@@ -70,6 +77,7 @@ class Manager:
           labels_for_unavailable: Whether a label may stand for a version that is not there.
           on_change: Called after each change of a state.
           on_failure: Called with a model's name after each load that failed.
+          falls_back: Whether another version is served in place of one that cannot be loaded.
         """
         self._load = load
         self._poll_seconds = poll_seconds
@@ -78,12 +86,14 @@ class Manager:
         self._labels_for_unavailable = labels_for_unavailable
         self._on_change = on_change
         self._on_failure = on_failure
+        self._falls_back = falls_back
         self._wanted = tuple(models)
         self._watched: dict[str, _Watched] = {}
         # What requests read: replaced, never changed, so that they need no lock.
         self._available: Mapping[str, Mapping[int, Version]] = {}
         self._statuses: Mapping[str, Mapping[int, Version]] = {}
         self._labels: Mapping[str, Mapping[str, int]] = {}
+        self._fallbacks: Sequence[str] = ()
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="versions", daemon=True)
@@ -119,6 +129,10 @@ class Manager:
             for version in known.values():
                 yield name, version
 
+    def fallbacks(self) -> Sequence[str]:
+        """Models of which an older version is served, because a newer one cannot be loaded."""
+        return self._fallbacks
+
     @contextlib.contextmanager
     def servable(self, spec: Any) -> Iterator[Servable]:
         """The servable that a ModelSpec asks for, kept in memory for the block.
@@ -145,15 +159,25 @@ class Manager:
         choice = spec.WhichOneof("version_choice")
         if choice is None:
             if not available:
-                raise _not_found(f"Latest({name})")
+                raise self._missing(name, f"Latest({name})")
             return available[max(available)]
         if choice == "version":
             number = spec.version.value
         else:
             number = self._labelled(name, spec.version_label)
         if number not in available:
-            raise _not_found(f"Specific({name}, {number})")
+            raise self._missing(name, f"Specific({name}, {number})", number)
         return available[number]
+
+    def _missing(self, name: str, what: str, number: int | None = None) -> RequestError:
+        """Why there is no such version: there is none, or none yet."""
+        known = self._statuses.get(name, {})
+        asked = known.values() if number is None else [known[number]] if number in known else []
+        is_looked_for = self.has_model(name) and name not in self._statuses
+        if is_looked_for or any(v.state in (State.START, State.LOADING) for v in asked):
+            message = f"model {name} is being loaded, try again later"
+            return RequestError(grpc.StatusCode.UNAVAILABLE, message)
+        return RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {what}")
 
     def _labelled(self, name: str, label: str) -> int:
         number = self._labels.get(name, {}).get(label)
@@ -190,6 +214,10 @@ class Manager:
     # What follows runs in the manager's thread alone.
 
     def _run(self) -> None:
+        # What is there before any model, TensorFlow's modules, is never garbage. Looking through it
+        # would stop all requests for a quarter of a second, now and then.
+        gc.collect()
+        gc.freeze()
         while not self._stopping:
             self._wake.clear()
             try:
@@ -218,13 +246,14 @@ class Manager:
             aspired: list[int] = []
         else:
             try:
-                found = versions.find_versions(model.base_path)
+                found, others = versions.find_versions(model.base_path)
             except OSError as error:
                 self._complain(
                     watched, f"{model.base_path} cannot be read ({error.strerror}): waiting for it"
                 )
                 return self._unload(watched, None)
-            aspired = versions.aspired_versions(model, found)
+            self._report_others(watched, others)
+            aspired = self._aspired(watched, found)
             missing = f"{model.base_path} holds no version to serve (a folder named by a number)"
             self._complain(watched, "" if aspired else f"{missing}: waiting for one")
             for number in aspired:
@@ -240,6 +269,36 @@ class Manager:
             del self._watched[model.name]
             self._publish()
         return busy
+
+    def _aspired(self, watched: _Watched, found: Mapping[int, Path]) -> list[int]:
+        """What should be served, with what takes the place of versions that cannot be loaded."""
+        strictly = versions.aspired_versions(watched.model, found)
+        if not self._falls_back:
+            return strictly
+        failed = {n: version for n, version in watched.versions.items() if version.error}
+        aspired = versions.aspired_versions(watched.model, found, failed)
+        instead = ""
+        if len(aspired) > len(strictly):
+            instead = ", ".join(str(number) for number in aspired if number not in failed)
+        for number in strictly if instead else ():
+            if number in failed:
+                reason = failed[number].error.partition(_INSTEAD)[0]
+                failed[number].error = f"{reason}{_INSTEAD}{instead}"
+        if instead != watched.fallback:
+            if instead:
+                _log.warning("model %s: falling back to version %s", watched.model.name, instead)
+            watched.fallback = instead
+            self._fallbacks = [name for name, each in self._watched.items() if each.fallback]
+        return aspired
+
+    def _report_others(self, watched: _Watched, others: Sequence[str]) -> None:
+        """Says once of each name that it is no version."""
+        new = [name for name in others if name not in watched.others]
+        watched.others = set(others)
+        if new:
+            shown = ", ".join(map(ascii, new[:_SHOWN_NAMES])) + ", ..." * (len(new) > _SHOWN_NAMES)
+            base = watched.model.base_path
+            _log.info("%s: not versions (folders named by a number): %s", base, shown)
 
     def _complain(self, watched: _Watched, complaint: str) -> None:
         """Reports what is wrong with a base path, once as long as it stays the same."""
@@ -258,8 +317,14 @@ class Manager:
         """Loads a version if that is due; returns whether it is about to be."""
         try:
             fingerprint, is_settled = versions.take_fingerprint(version.path)
-        except OSError:
-            return True  # It went away between two looks
+        except OSError as error:
+            complaint = f"{error.filename} cannot be read: {error.strerror}"
+            # Unless it went away between two looks
+            if version.error != complaint and os.path.isdir(version.path):
+                version.error, version.code = complaint, grpc.StatusCode.UNKNOWN
+                _log.error("model %s version %d: %s", watched.model.name, version.number, complaint)
+                self._publish()
+            return True
         if fingerprint != version.fingerprint:
             version.attempts, version.next_attempt = 0, 0.0
             version.fingerprint = fingerprint
@@ -276,7 +341,7 @@ class Manager:
         begin = time.monotonic()
         try:
             version.servable = self._load(name, version)
-            _collect_garbage()
+            gc.collect()
         except LoadError as error:
             version.error, version.code = str(error), grpc.StatusCode.UNKNOWN
             self._on_failure(name)
@@ -341,23 +406,8 @@ class Manager:
         self._on_change()
 
 
-def _not_found(what: str) -> RequestError:
-    return RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {what}")
-
-
-def _collect_garbage() -> None:
-    """Collects now, and takes what is left for permanent until it is called again.
-
-    TensorFlow's modules and a model's graph are a million objects. Python would look through all
-    of them now and then, which stops every request for a quarter of a second.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-
-
 def _free_memory() -> None:
     """Gives the memory of a closed session back to the system."""
-    _collect_garbage()
+    gc.collect()  # Graphs are full of cycles
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

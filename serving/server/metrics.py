@@ -6,6 +6,7 @@ Those keep TF Serving's form, too: microseconds, and counters without `_total`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,11 +17,16 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from serving.server.errors import RequestError
 from serving.server.versions import Version
 
+_log = logging.getLogger(__name__)
+
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 
 # TF Serving's: a scale of 10, a growth of 1.8, up to some 20 minutes.
 _LATENCY_BUCKETS = tuple(10 * 1.8**exponent for exponent in range(33))
 _SIZE_BUCKETS = tuple(2**exponent for exponent in range(11))
+
+# Between two lines in the log about HTTP requests that were refused for the same reason.
+_REFUSAL_LOG_SECONDS = 60.0
 
 States = Callable[[], Iterable[tuple[str, Version]]]
 
@@ -33,9 +39,12 @@ class Metrics:
         self._lock = threading.Lock()
         self._requests: dict[tuple[str, str], int] = {}
         self._load_failures: dict[str, int] = {}
+        self._refusals: dict[str, int] = {}
+        self._logged: dict[str, tuple[float, int]] = {}  # Reason: when, and how many there were
         self._states: States = lambda: ()
         self._waiting_rows: Callable[[], int] = lambda: 0
         self._in_progress: Callable[[], int] = lambda: 0
+        self._fallbacks: Callable[[], Sequence[str]] = tuple
         self._latency = prometheus_client.Histogram(
             ":tensorflow:serving:request_latency",
             "Wall time of requests, in microseconds.",
@@ -65,7 +74,11 @@ class Metrics:
         self.registry.register(self)
 
     def watch(
-        self, states: States, waiting_rows: Callable[[], int], in_progress: Callable[[], int]
+        self,
+        states: States,
+        waiting_rows: Callable[[], int],
+        in_progress: Callable[[], int],
+        fallbacks: Callable[[], Sequence[str]],
     ) -> None:
         """Says where to read, whenever Prometheus asks, what is not counted here.
 
@@ -73,10 +86,12 @@ class Metrics:
           states: Every model's name with each of its versions.
           waiting_rows: Rows in batching queues.
           in_progress: Predictions that are being worked on.
+          fallbacks: Models of which an older version is served than the newest.
         """
         self._states = states
         self._waiting_rows = waiting_rows
         self._in_progress = in_progress
+        self._fallbacks = fallbacks
 
     def page(self) -> bytes:
         """The page that Prometheus reads."""
@@ -109,6 +124,19 @@ class Metrics:
         with self._lock:
             self._load_failures[model] = self._load_failures.get(model, 0) + 1
 
+    def count_refusal(self, reason: str, message: str) -> None:
+        """Counts what HTTP refused before there was a request to predict; now and then logs it."""
+        now = time.monotonic()
+        with self._lock:
+            count = self._refusals[reason] = self._refusals.get(reason, 0) + 1
+            since, logged = self._logged.get(reason, (now - _REFUSAL_LOG_SECONDS, 0))
+            if now - since < _REFUSAL_LOG_SECONDS:
+                return
+            self._logged[reason] = (now, count)
+        _log.warning(
+            "HTTP, %s: %s (%d times since the last such line)", reason, message, count - logged
+        )
+
     @contextlib.contextmanager
     def time_run(self, model: str) -> Iterator[None]:
         """Measures the block as a run of a model."""
@@ -130,7 +158,14 @@ class Metrics:
         failures = Metric(
             ":tensorflow:serving:embedded:load_failure_count", "Failed loads.", "unknown"
         )
+        refusals = Metric(
+            ":tensorflow:serving:embedded:http_refusal_count",
+            "Connections and requests refused before there was a request to predict.",
+            "unknown",
+        )
         with self._lock:
+            for reason, count in self._refusals.items():
+                refusals.add_sample(refusals.name, {"reason": reason}, count)
             for (model, status), count in self._requests.items():
                 labels = {"model_name": model, "status": status}
                 requests.add_sample(requests.name, labels, count)
@@ -138,6 +173,7 @@ class Metrics:
                 failures.add_sample(failures.name, {"model_name": model}, count)
         yield requests
         yield failures
+        yield refusals
         versions = GaugeMetricFamily(
             ":tensorflow:serving:embedded:model_version_state",
             "State of a version: 10 start, 20 loading, 30 available, 40 unloading, 50 end.",
@@ -146,6 +182,14 @@ class Metrics:
         for model, version in self._states():
             versions.add_metric((model, str(version.number)), int(version.state))
         yield versions
+        fallbacks = GaugeMetricFamily(
+            ":tensorflow:serving:embedded:fallback",
+            "1 where an older version is served, because a newer one cannot be loaded.",
+            labels=("model_name",),
+        )
+        for model in self._fallbacks():
+            fallbacks.add_metric((model,), 1)
+        yield fallbacks
         yield GaugeMetricFamily(
             ":tensorflow:serving:embedded:waiting_rows",
             "Rows in batching queues.",

@@ -111,6 +111,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         **switch,
         help="let a label stand for a version that is not there",
     )
+    models.add_argument(
+        "--no_fallback",
+        action="store_true",
+        help="serve nothing in place of a version that cannot be loaded, as TF Serving does; else "
+        "the newest one that can, until it can",
+    )
     models.add_argument("--saved_model_tags", default="serve", help="comma-separated (%(default)s)")
     models.add_argument(
         "--enable_model_warmup",
@@ -149,6 +155,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     network.add_argument("--rest_api_num_threads", type=positive, default=16, help="(%(default)s)")
     network.add_argument(
         "--rest_api_timeout_in_ms", type=positive, default=30_000, help="(%(default)s)"
+    )
+    network.add_argument(
+        "--rest_api_max_connections",
+        type=positive,
+        default=2048,
+        help="at a time; of more, the one that has been idle for the longest is closed "
+        "(%(default)s)",
     )
     network.add_argument(
         "--rest_api_enable_cors_support",
@@ -193,7 +206,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     bounds.add_argument(
         "--drain_seconds",
         **{**seconds, "default": 30.0},
-        help="for accepted requests to end after SIGTERM or SIGINT (%(default)s)",
+        help="for accepted requests to end after SIGTERM, SIGINT or SIGHUP (%(default)s)",
+    )
+    bounds.add_argument(
+        "--drain_pause_seconds",
+        **{**seconds, "default": 0.0},
+        help="after SIGTERM in which it is not ready, but still lets requests in: as long as a "
+        "cluster needs to send no more (%(default)s)",
     )
 
     runtime = parser.add_argument_group("TensorFlow")
@@ -223,6 +242,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         "file_system_poll_wait_seconds",
         "model_config_file_poll_wait_seconds",
         "drain_seconds",
+        "drain_pause_seconds",
     ):
         if getattr(options, flag) < 0:
             parser.error(f"--{flag} is negative")

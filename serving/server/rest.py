@@ -1,13 +1,10 @@
-"""TF Serving's HTTP paths, and the page for Prometheus."""
+"""TF Serving's HTTP paths, readiness, and the page for Prometheus."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import re
-import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,15 +12,11 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.to_thread
 import grpc
-import uvicorn
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -32,14 +25,25 @@ from tensorflow_serving.apis import (
 
 from serving.server import json_tensors, metrics
 from serving.server.admission import Admission
-from serving.server.errors import RequestError, invalid_argument, resource_exhausted
-from serving.server.predictor import Call, Predictor, find_signature
+from serving.server.errors import (
+    HttpError,
+    RequestError,
+    deadline_exceeded,
+    invalid_argument,
+    memory_bounded,
+)
+from serving.server.http_bodies import Bodies
+from serving.server.http_server import IS_OPEN, HttpServer
+from serving.server.json_workers import Workers
+from serving.server.predictor import Call, Predictor
 
 _log = logging.getLogger(__name__)
 
-_MODEL = r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_MODEL = r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _PREDICT = re.compile(rf"(?i){_MODEL}:(?P<method>predict|classify|regress)")
 _STATUS = re.compile(rf"(?i){_MODEL}(?P<metadata>/metadata)?")
+READY_PATH = "/readyz"
+_METHODS = ("GET", "HEAD", "POST")
 
 # As TF Serving translates them; what is missing here is 500.
 _HTTP_STATUS = {
@@ -57,15 +61,21 @@ _HTTP_STATUS = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.UNAUTHENTICATED: 401,
 }
+_RETRY_SECONDS = "1"  # After 429 and 503
+# All bodies together may take as much as so many of the largest.
+_BODIES = 4
+_JSON_PROCESSES = 2
+_STATUS_THREADS = 2
 
 
 class RestSettings(NamedTuple):
     """How HTTP is spoken.
 
     Attributes:
-      threads: Requests that are worked on at a time.
+      threads: Predictions that are worked on at a time.
       timeout: Seconds for a request.
       max_body_bytes: Of a request.
+      max_connections: At a time.
       prometheus_path: Of the metrics; None: nowhere.
       allow_cors: Whether pages from elsewhere may ask.
     """
@@ -73,12 +83,13 @@ class RestSettings(NamedTuple):
     threads: int
     timeout: float
     max_body_bytes: int
+    max_connections: int
     prometheus_path: str | None
     allow_cors: bool
 
 
 class RestServer:
-    """The HTTP server, in a thread."""
+    """Answers over HTTP."""
 
     def __init__(
         self,
@@ -97,109 +108,118 @@ class RestServer:
         self._admission = admission
         self._metrics = measured
         self._settings = settings
-        self._limiter: anyio.CapacityLimiter | None = None  # Made in the thread's event loop
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        try:
-            self._socket = socket.create_server(address, family=family, backlog=128)
-        except OSError as error:
-            raise OSError(f"{address[0]}:{address[1]} cannot be listened on: {error}") from error
-        config = uvicorn.Config(
-            self._app(),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            limit_concurrency=4 * settings.threads,
+        size = settings.max_body_bytes
+        self._bodies = Bodies(size, _BODIES * size, settings.timeout)
+        app: Any = self._serve
+        if settings.allow_cors:
+            app = CORSMiddleware(app, allow_origins=["*"], allow_methods=["GET", "POST"])
+        self._server = HttpServer(
+            app,
+            address,
+            settings.max_connections,
+            measured.count_refusal,
+            self._bodies.drop_stalled,
         )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, args=([self._socket],), name="rest", daemon=True
-        )
+        self._workers = Workers(_JSON_PROCESSES, size)
+        # Made in the event loop; status does not wait for predictions.
+        self._prediction_threads: anyio.CapacityLimiter | None = None
+        self._status_threads: anyio.CapacityLimiter | None = None
+        self._is_draining = False
 
     def start(self) -> None:
         """Begins to answer."""
-        self._thread.start()
+        self._server.start()
+
+    def show_drain(self) -> None:
+        """Is not ready any more, but goes on answering."""
+        self._is_draining = True
 
     def drain(self, seconds: float) -> None:
         """Refuses new connections and waits for accepted requests."""
-        self._server.config.timeout_graceful_shutdown = math.ceil(seconds)
-        self._server.should_exit = True
-        self._thread.join(seconds + 1)
+        self._server.drain(seconds)
+        self._workers.close()
 
-    def _app(self) -> Starlette:
-        routes = [Route("/{path:path}", self._handle, methods=["GET", "POST"])]
-        if self._settings.prometheus_path is not None:
-            routes.insert(0, Route(self._settings.prometheus_path, self._show_metrics))
-        cors = Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"])
-        app = Starlette(routes=routes, middleware=[cors] if self._settings.allow_cors else [])
-        return app
-
-    async def _show_metrics(self, request: Request) -> Response:
-        page = await anyio.to_thread.run_sync(self._metrics.page)
-        return Response(page, media_type=metrics.CONTENT_TYPE)
-
-    async def _handle(self, request: Request) -> Response:
-        begin = time.monotonic()
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
         try:
-            body = await self._read(request)
+            response = await self._respond(request, scope, receive)
         except RequestError as error:
-            return _error_response(error, 413)
-        except ClientDisconnect:
-            return Response(status_code=499)
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(self._settings.threads)
-        deadline = begin + self._settings.timeout
-        return await anyio.to_thread.run_sync(
-            lambda: self._answer(request.method, request.scope["path"], body, deadline),
-            limiter=self._limiter,
-        )
+            if isinstance(error, HttpError) and error.reason:
+                self._metrics.count_refusal(error.reason, error.message)
+            response = _error_response(error)
+        await response(scope, receive, send)
 
-    async def _read(self, request: Request) -> bytes:
-        chunks = []
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > self._settings.max_body_bytes:
-                raise resource_exhausted(
-                    f"the body is larger than {self._settings.max_body_bytes} bytes"
-                )
-            chunks.append(chunk)
-        return b"".join(chunks)
-
-    def _answer(self, method: str, path: str, body: bytes, deadline: float) -> Response:
-        try:
-            return self._dispatch(method, path, body, deadline)
-        except RequestError as error:
-            return _error_response(error)
-        except Exception:
-            _log.exception("a request failed")
-            return _error_response(
-                RequestError(grpc.StatusCode.INTERNAL, "internal error, see the server's log")
-            )
-
-    def _dispatch(self, method: str, path: str, body: bytes, deadline: float) -> Response:
+    async def _respond(self, request: Request, scope: Any, receive: Any) -> Response:
+        path, method = scope["path"], request.method
+        if method not in _METHODS:
+            raise HttpError(405, f"the method {method} is not supported")
         if method == "POST" and (match := _PREDICT.fullmatch(path)):
-            if match["method"].lower() != "predict":
-                raise RequestError(
-                    grpc.StatusCode.UNIMPLEMENTED, f"{match['method']} is not supported"
-                )
-            spec = _model_spec(match)
-            with self._metrics.count(self._predictor.known_name(spec.name), "REST"):
-                return _json_response(self._predict(spec, body, deadline))
-        if method == "GET" and (match := _STATUS.fullmatch(path)):
-            answer = self._metadata if match["metadata"] else self._status
-            return _json_response(json.dumps(answer(_model_spec(match)), indent=1).encode())
-        raise invalid_argument(f"Malformed request: {method} {path}")
+            return await self._respond_from_model(match, request, receive)
+        if method == "POST":
+            raise invalid_argument(f"Malformed request: POST {path}")
+        if path == READY_PATH:
+            return self._ready()
+        if self._status_threads is None:
+            self._status_threads = anyio.CapacityLimiter(_STATUS_THREADS)
+        return await _in_thread(lambda: self._get(path), self._status_threads)
 
-    def _predict(self, spec: Any, body: bytes, deadline: float) -> bytes:
-        with self._admission:
-            document = json_tensors.parse(body)
-            with self._predictor.manager.servable(spec) as servable:
-                signature = find_signature(servable, document.get("signature_name", ""))
-                inputs = json_tensors.to_arrays(document, signature)
-                call = Call(servable, signature, inputs, tuple(signature.outputs), deadline)
+    def _ready(self) -> Response:
+        if self._is_draining:
+            raise RequestError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        if not self._predictor.manager.is_ready:
+            raise RequestError(grpc.StatusCode.UNAVAILABLE, "not every model is loaded")
+        return _json_response(b'{"ready": true}')
+
+    def _get(self, path: str) -> Response:
+        if path == self._settings.prometheus_path:
+            return Response(self._metrics.page(), media_type=metrics.CONTENT_TYPE)
+        match = _STATUS.fullmatch(path)
+        if match is None:
+            raise invalid_argument(f"Malformed request: GET {path}")
+        answer = self._metadata if match["metadata"] else self._status
+        return _json_response(json.dumps(answer(_model_spec(match)), indent=1).encode())
+
+    async def _respond_from_model(
+        self, match: re.Match[str], request: Request, receive: Any
+    ) -> Response:
+        deadline = time.monotonic() + self._settings.timeout
+        encoding = request.headers.get("content-encoding", "")
+        is_wanted = request.scope["extensions"][IS_OPEN]
+        async with self._bodies.read(receive, request.headers) as body:
+            if self._prediction_threads is None:
+                self._prediction_threads = anyio.CapacityLimiter(self._settings.threads)
+            with anyio.move_on_after(deadline - time.monotonic()):
+                return await _in_thread(
+                    lambda: self._answer(match, body, encoding, deadline, is_wanted),
+                    self._prediction_threads,
+                )
+        raise deadline_exceeded("the deadline passed while the request was waiting")
+
+    def _answer(
+        self,
+        match: re.Match[str],
+        body: list[bytes],
+        encoding: str,
+        deadline: float,
+        is_wanted: Callable[[], bool],
+    ) -> Response:
+        if match["method"].lower() != "predict":
+            raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"{match['method']} is not supported")
+        spec = _model_spec(match)
+        name = self._predictor.known_name(spec.name)
+        with self._metrics.count(name, "REST"), memory_bounded():
+            with (
+                self._admission,
+                self._predictor.manager.servable(spec) as servable,
+                self._bodies.inflate(body, encoding) as plain,
+            ):
+                known = json_tensors.signatures(servable)
+                inputs = self._workers.parse(plain, known, deadline, is_wanted)
+                signature = servable.signatures[inputs.signature]
+                outputs = tuple(signature.outputs)
+                call = Call(servable, signature, inputs.arrays, outputs, deadline, is_wanted)
                 results = self._predictor.run(call)
-        return json_tensors.to_json(results, signature, "instances" in document)
+            return _json_response(json_tensors.to_json(results, signature, inputs.by_row))
 
     def _metadata(self, spec: Any) -> dict[str, Any]:
         request = get_model_metadata_pb2.GetModelMetadataRequest(
@@ -221,10 +241,10 @@ class RestServer:
 def _model_spec(match: re.Match[str]) -> Any:
     spec = model_pb2.ModelSpec(name=match["name"])
     if match["version"]:
-        number = int(match["version"])
-        if number >= 2**63:
-            raise invalid_argument(f"Failed to convert version: {number} to numeric.")
-        spec.version.value = number
+        digits = match["version"].lstrip("0") or "0"
+        if len(digits) > 19 or int(digits) >= 2**63:
+            raise invalid_argument(f"Failed to convert version: {digits[:99]} to numeric.")
+        spec.version.value = int(digits)
     elif match["label"]:
         spec.version_label = match["label"]
     return spec
@@ -243,10 +263,35 @@ def _to_dict(message: Message) -> dict[str, Any]:
         )
 
 
+async def _in_thread(function: Callable[[], Response], threads: anyio.CapacityLimiter) -> Response:
+    """Calls a function in one of so many threads, and makes a RequestError of what it raises."""
+    try:
+        return await anyio.to_thread.run_sync(function, limiter=threads)
+    except RequestError:
+        raise
+    except MemoryError:
+        code, message = grpc.StatusCode.RESOURCE_EXHAUSTED, "there is not enough memory now"
+    except Exception as error:
+        code, message = grpc.StatusCode.INTERNAL, "internal error, see the server's log"
+        if "can't start new thread" in str(error):
+            code, message = grpc.StatusCode.RESOURCE_EXHAUSTED, "there are too many threads now"
+        else:
+            _log.exception("a request failed")
+    raise RequestError(code, message)
+
+
 def _json_response(content: bytes, status: int = 200) -> Response:
     return Response(content + b"\n", status, media_type="application/json")
 
 
-def _error_response(error: RequestError, status: int | None = None) -> Response:
+def _error_response(error: RequestError) -> Response:
     content = json.dumps({"error": error.message}).encode()
-    return _json_response(content, status or _HTTP_STATUS.get(error.code, 500))
+    status = _HTTP_STATUS.get(error.code, 500)
+    if isinstance(error, HttpError):
+        status = error.status
+    response = _json_response(content, status)
+    if status in (429, 503):
+        response.headers["retry-after"] = _RETRY_SECONDS
+    if status == 405:
+        response.headers["allow"] = ", ".join(_METHODS)
+    return response

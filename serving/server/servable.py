@@ -20,6 +20,7 @@ from serving.server import tensors
 from serving.server.errors import CODES, RequestError, deadline_exceeded, invalid_argument
 
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+_HEADINGS = ("Graph execution error:", "Detected at node")
 _MAX_WARMUP_RECORDS = 1000  # TF Serving's limit
 
 _MAX_SECONDS = 1e6  # Beyond them there is no deadline
@@ -211,5 +212,9 @@ class Servable:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the stack traces that TensorFlow appends."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """What an error says, without the headings and stack traces that TensorFlow puts around it."""
+    text = str(error)
+    lines = (line.strip() for line in text.splitlines())
+    cause = next((line for line in lines if line and not line.startswith(_HEADINGS)), "")
+    damaged = "its variables cannot be read: " if "node RestoreV2" in text else ""
+    return damaged + (cause or type(error).__name__)

@@ -33,6 +33,8 @@ _MAX_RANK = 32  # NumPy's limit before 2.0
 _MAX_ELEMENTS = 1 << 48
 # What few values may be repeated to: a request of 42 bytes can ask for 64 MB of them.
 _REPEATED_BYTES = 1 << 20
+# So many values at a time become Python objects, with the interpreter locked.
+_STEP = 1 << 16
 
 
 def type_name(dtype: int) -> str:
@@ -110,9 +112,10 @@ def to_numpy(
         raise _too_many(name, len(values), shape)
     if not values:
         return np.zeros(shape, numpy_type)
-    wide = np.array(values)
     array = np.empty(count, numpy_type)
-    array[: len(values)] = wide.astype(numpy_type)
+    for begin in range(0, len(values), _STEP):
+        step = np.array(values[begin : begin + _STEP])
+        array[begin : begin + len(step)] = step.astype(numpy_type)
     array[len(values) :] = array[len(values) - 1]
     return array.reshape(shape)
 

@@ -6,7 +6,7 @@ import enum
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import grpc
@@ -83,29 +83,49 @@ class Version:
             return self.state == State.UNLOADING and self._users == 0
 
 
-def find_versions(base_path: Path) -> dict[int, Path]:
+def find_versions(base_path: Path) -> tuple[dict[int, Path], list[str]]:
     """Lists the version folders under a model base path: those with numbers for names.
+
+    Returns:
+      Them, and the names of everything else.
 
     Raises:
       OSError: The base path is not there.
     """
+    found, others = {}, []
     with os.scandir(base_path) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir())
-    return {
-        int(name): base_path / name
-        for name in folders
-        if name.isascii() and name.isdecimal() and int(name) < 2**63
-    }
+        for entry in sorted(entries, key=lambda each: each.name):
+            name = entry.name
+            if name.isascii() and name.isdecimal() and int(name) < 2**63 and entry.is_dir():
+                found[int(name)] = base_path / name
+            else:
+                others.append(name)
+    return found, others
 
 
-def aspired_versions(model: Model, found: Mapping[int, Path]) -> list[int]:
-    """The versions that should be served, the newest first."""
+def aspired_versions(
+    model: Model, found: Mapping[int, Path], failed: Container[int] = ()
+) -> list[int]:
+    """The versions that should be served, the newest first.
+
+    Args:
+      model: Has the policy.
+      found: What there is.
+      failed: Versions that could not be loaded. For the policy `latest` each of them brings one
+        more, to be served in its place.
+    """
     numbers = sorted(found, reverse=True)
-    if model.policy == "latest":
-        return numbers[: model.num_latest]
     if model.policy == "specific":
         return [number for number in numbers if number in model.versions]
-    return numbers
+    if model.policy != "latest":
+        return numbers
+    aspired, good = [], 0
+    for number in numbers:
+        if good == model.num_latest:
+            break
+        aspired.append(number)
+        good += number not in failed
+    return aspired
 
 
 def take_fingerprint(folder: Path) -> tuple[Fingerprint, bool]:
@@ -123,7 +143,10 @@ def take_fingerprint(folder: Path) -> tuple[Fingerprint, bool]:
     for path, folders, files in os.walk(folder):
         for name in (*folders, *files):
             full = os.path.join(path, name)
-            status = os.stat(full)
+            try:
+                status = os.stat(full)
+            except FileNotFoundError:
+                status = os.lstat(full)  # A link to nowhere, which loading has to complain of
             # The time of change, not of modification, which copying may carry over.
             newest = max(newest, status.st_ctime_ns)
             rows.append((full, status.st_size, status.st_mtime_ns))

@@ -260,13 +260,24 @@ def test_a_message_that_is_too_large_is_refused(client: Client):
     assert client.predict(x=X)["y"].shape == (3, 2)
 
 
-def test_a_value_that_stands_for_gigabytes_is_refused(client: Client):
+@pytest.mark.parametrize(
+    ("rows", "values", "message"),
+    [
+        (1 << 40, 1, "8796093022208 bytes"),
+        # Half a megabyte of one value, or of none: for a few bytes a client would get thousands of images.
+        (1 << 16, 1, "1 values for the shape [65536,2], more than 262144 bytes would be"),
+        (1 << 16, 0, "0 values for the shape [65536,2], more than 262144 bytes would be"),
+    ],
+)
+def test_a_value_that_stands_for_too_many_is_refused(
+    client: Client, rows: int, values: int, message: str
+):
     request = predict_request()
     tensor = request.inputs["x"]
     tensor.dtype = tf.float32.as_datatype_enum
-    for size in (1 << 40, 2):
+    for size in (rows, 2):
         tensor.tensor_shape.dim.add().size = size
-    tensor.float_val.append(1)
-    code, message = client.refusal(request)
+    tensor.float_val.extend([1] * values)
+    code, text = client.refusal(request)
     assert code == "INVALID_ARGUMENT"
-    assert "8796093022208 bytes" in message
+    assert message in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tests.serving.server.conftest import Client, Start, predict_request
+from serving.server.config import PROMETHEUS_PATH
+from tests.serving.server.conftest import Client, Start, free_port, predict_request
 
 FLAGS = (
     "--file_system_poll_wait_seconds=0.1",
@@ -96,7 +99,10 @@ def test_a_folder_that_is_copied_file_by_file_is_taken_whole(
     assert load.error is None
 
 
-@pytest.mark.parametrize("damage", ["variables/variables.index", "saved_model.pb"])
+DAMAGES = ["variables/variables.index", "variables/variables.data-00000-of-00001", "saved_model.pb"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_broken_version_is_reported_and_taken_when_it_is_mended(
     damage: str, toys: list[Path], base: Path, start_server: Start
 ):
@@ -104,11 +110,14 @@ def test_a_broken_version_is_reported_and_taken_when_it_is_mended(
     shutil.copytree(toys[2], base / "2")
     content = (base / "2" / damage).read_bytes()
     (base / "2" / damage).write_bytes(content[: len(content) // 2])
-    with start_server(base, *FLAGS, healthy=False) as server:
+    with start_server(base, *FLAGS, "--no_fallback", healthy=False) as server:
         # Without another version, the model is not there, which the health says, too.
         server.wait(lambda: server.client.states().get(2) == "END")
         assert server.client.health() == "NOT_SERVING"
-        assert f"{base}/2 cannot be loaded" in server.client.errors()[2]
+        error = server.client.errors()[2]
+        assert f"{base}/2 cannot be loaded" in error
+        causes = ("its variables cannot be read", "variables.index", "Cannot parse file")
+        assert any(cause in error for cause in causes)
         request = predict_request(x=np.zeros([1, 2], np.float32))
         assert server.client.refusal(request) == (
             "NOT_FOUND",
@@ -118,6 +127,79 @@ def test_a_broken_version_is_reported_and_taken_when_it_is_mended(
         server.wait(lambda: server.client.states()[2] == "AVAILABLE")
         assert server.client.errors()[2] == ""
         assert (server.client.health(), server.client.offset()) == ("SERVING", 2)
+
+
+def test_falls_back_to_the_newest_version_that_loads(
+    toys: list[Path], base: Path, start_server: Start, caplog: pytest.LogCaptureFixture
+):
+    for number in (1, 2):
+        os.symlink(toys[number], base / str(number))
+    for number in (3, 4):
+        shutil.copytree(toys[3], base / str(number))
+        (base / str(number) / "saved_model.pb").rename(base / str(number) / "away")
+    monitoring = base.parent / "monitoring"
+    monitoring.write_text("prometheus_config { enable: true }")
+    port = free_port()
+    flags = (f"--rest_api_port={port}", f"--monitoring_config_file={monitoring}")
+
+    def fallbacks() -> list[str]:
+        page = httpx.get(f"http://127.0.0.1:{port}{PROMETHEUS_PATH}", trust_env=False).text
+        return [line for line in page.splitlines() if "embedded:fallback{" in line]
+
+    with start_server(base, *FLAGS, *flags) as server:
+        assert server.client.offset() == 2
+        assert "model toy: falling back to version 2" in caplog.text
+        server.wait(lambda: server.client.states() == {2: "AVAILABLE", 3: "END", 4: "END"})
+        assert "in its place is served version 2" in server.client.errors()[4]
+        assert fallbacks() == [':tensorflow:serving:embedded:fallback{model_name="toy"} 1.0']
+        (base / "4" / "away").rename(base / "4" / "saved_model.pb")
+        server.wait(lambda: server.client.states().get(2) == "END")
+        assert server.client.states()[4] == "AVAILABLE"
+        assert (server.client.offset(), server.client.errors()[4]) == (3, "")
+        server.wait(lambda: not fallbacks())
+
+
+def test_a_link_to_nowhere_does_not_hold_a_version_up(
+    toys: list[Path], base: Path, start_server: Start
+):
+    shutil.copytree(toys[1], base / "1")
+    (base / "1" / "notes.txt").symlink_to(base / "nowhere")
+    with start_server(base, *FLAGS) as server:
+        assert server.client.offset() == 1
+        shutil.copytree(toys[2], base / "2")
+        data = base / "2" / "variables" / "variables.data-00000-of-00001"
+        data.unlink()
+        data.symlink_to(base / "nowhere")
+        server.wait(lambda: server.client.states().get(2) == "END")
+        assert "variables.data-00000-of-00001" in server.client.errors()[2]
+
+
+def test_a_swap_does_not_stop_the_threads_for_long(
+    toys: list[Path], base: Path, start_server: Start
+):
+    """The time of the longest collection of garbage, against one that looks at everything."""
+    longest, begin = 0.0, 0.0
+
+    def watch(phase: str, _: object) -> None:
+        nonlocal longest, begin
+        if phase == "start":
+            begin = time.perf_counter()
+        else:
+            longest = max(longest, time.perf_counter() - begin)
+
+    os.symlink(toys[1], base / "1")
+    with start_server(base, *FLAGS) as server:
+        gc.callbacks.append(watch)
+        try:
+            for number in (2, 3, 4):
+                os.symlink(toys[1], base / str(number))
+                server.wait(lambda old=number - 1: server.client.states().get(old) == "END")
+            during_swaps, longest = longest, 0.0
+            gc.unfreeze()
+            gc.collect()
+        finally:
+            gc.callbacks.remove(watch)
+    assert during_swaps < longest / 3
 
 
 def test_a_broken_version_does_not_take_the_place_of_a_good_one(
@@ -164,13 +246,22 @@ def test_a_version_that_is_deleted_goes_and_the_one_before_comes_back(
         server.wait(lambda: server.client.states().get(4) == "AVAILABLE")
 
 
-def test_names_that_are_no_versions(toys: list[Path], base: Path, start_server: Start):
+def test_names_that_are_no_versions(
+    toys: list[Path], base: Path, start_server: Start, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
     for name in ("1.partial", "tmp", "-1", "٣", "9" * 30):
         shutil.copytree(toys[0], base / name)
     (base / "7").write_text("a file")
     os.symlink(toys[2], base / "2")
     with start_server(base, *FLAGS) as server:
         assert server.client.states() == {2: "AVAILABLE"}
+        (base / "1.5").mkdir()
+        server.wait(lambda: "'1.5'" in caplog.text)
+        time.sleep(0.5)
+    lines = [line for line in caplog.text.splitlines() if "not versions" in line]
+    assert len(lines) == 2
+    assert "'-1', '1.partial', '7', " in lines[0] and "'tmp', '\\u0663'" in lines[0]
 
 
 def write_warmup(version: Path, *requests: Any) -> None:
