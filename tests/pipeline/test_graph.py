@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from typing import Any
 
@@ -13,6 +12,7 @@ from tfx.utils import json_utils
 from components.code import fingerprint
 from pipeline.gate import TOP_1, TOP_5, Gate
 from pipeline.graph import DataSource, Tuning, create_pipeline, evaluation_config
+from trainer.preset import replace
 from trainer.presets import get_preset
 
 COMPONENTS = [
@@ -35,7 +35,7 @@ def build(**changes: Any) -> tfx.dsl.Pipeline:
         "pipeline_name": "vit",
         "pipeline_root": "/pipelines/vit",
         "data": DataSource(folder="/data", name="cifar-100", fingerprint="f00d", limit=1000),
-        "preset": dataclasses.replace(get_preset("notebook"), epochs=3, batch_size=64),
+        "preset": replace(get_preset("notebook"), epochs=3, batch_size=64),
         "engine": "auto",
         "seed": 7,
         "gate": Gate({TOP_1: 0.25, TOP_5: 0.5}, max_accuracy_drop=0.02),
