@@ -43,11 +43,12 @@ from dataset.format import (
     read_records,
 )
 from dataset.locate import locate
-from trainer import callbacks, precision, presets, schedule
-from trainer.input import make_dataset, mix_batches, raw_bytes, seed_after
+from trainer import callbacks, precision, presets
+from trainer.input import make_dataset, raw_bytes, training_batches
 from trainer.network import model
 from trainer.network.mixing import Mixing
-from trainer.preset import Preset
+from trainer.optimizer import compile_network
+from trainer.preset import Preset, replace
 
 _TRAIN_IMAGES = 45_000  # as in the notebook; the other 5,000 are for validation
 _ANALYZED = 2_000
@@ -64,7 +65,7 @@ def build(preset: Preset, steps_per_epoch: int) -> keras.Model:
     policy = precision.policy_name(preset, on_gpu=bool(tf.config.list_logical_devices("GPU")))
     with precision.dtype_policy(policy):
         network = model.build_model(preset, IMAGE_SHAPE, NUM_FINE_CLASSES, seed=0)
-        schedule.compile_network(network, preset, steps_per_epoch=steps_per_epoch)
+        compile_network(network, preset, steps_per_epoch=steps_per_epoch)
     return network
 
 
@@ -88,7 +89,7 @@ def measure(preset: Preset, train: tf.data.Dataset, arrays: Arrays) -> dict[str,
     # A whole call of `fit`, which is more than its steps: its own time counts against the preset.
     ours = Call(
         lambda: network.fit(batches, verbose=0, shuffle=False),
-        _STEPS_PER_CALL * preset.batch_size,
+        _STEPS_PER_CALL * preset.training.batch_size,
         1,
     )
     timings = alternate({"notebook": notebook, "preset": ours}, _ROUNDS)
@@ -106,8 +107,8 @@ def budgeted(preset: Preset, steps: int) -> tuple[Preset, int]:
     Returns:
       The preset with its number of epochs, and the steps of each.
     """
-    epochs = max(1, round(steps * preset.batch_size / _TRAIN_IMAGES))
-    return dataclasses.replace(preset, epochs=epochs), steps // epochs
+    epochs = max(1, round(steps * preset.training.batch_size / _TRAIN_IMAGES))
+    return replace(preset, epochs=epochs), steps // epochs
 
 
 def train_and_test(
@@ -121,7 +122,7 @@ def train_and_test(
     Args:
       preset: With as many epochs as are to be trained.
       steps_per_epoch: Steps of each.
-      datasets: `train`, of a seed, `validation` and `test`.
+      datasets: `train`, from a step on, `validation` and `test`.
       folder: For the checkpoints.
 
     Returns:
@@ -135,16 +136,16 @@ def train_and_test(
         history.restore(finished)
         print(f"continuing after epoch {finished}", flush=True)
     network.fit(
-        datasets["train"](seed_after(0, finished)).repeat(),
+        datasets["train"](finished * steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         validation_data=datasets["validation"],
         initial_epoch=finished,
-        epochs=preset.epochs,
+        epochs=preset.training.epochs,
         verbose=0,
         shuffle=False,
         callbacks=[
             _TrainingSeconds(),
-            *([keras.callbacks.SwapEMAWeights()] if preset.ema_momentum else []),
+            *([keras.callbacks.SwapEMAWeights()] if preset.training.ema_momentum else []),
             history,
             checkpoint,
             callbacks.EpochSeeds(),
@@ -191,8 +192,8 @@ def report(preset: Preset, fraction: float, measured: dict[str, float], result: 
     return (
         f"{os.cpu_count()} cores, {measured['gflops']:.0f} GFLOPS in float32 matrix products\n"
         f"T_nb {measured['t_nb'] / 60:.1f} min ({measured['notebook_step']:.3f} s a step of 256); "
-        f"{preset.name} {preset.batch_size / measured['preset_step']:.0f} images/s\n"
-        f"budget {fraction:.4f} T_nb = {budget:.1f} min = {preset.epochs} epochs; trained in "
+        f"{preset.name} {preset.training.batch_size / measured['preset_step']:.0f} images/s\n"
+        f"budget {fraction:.4f} T_nb = {budget:.1f} min = {preset.training.epochs} epochs; in "
         f"{wall:.1f} min, {cpu:.1f} CPU minutes\n"
         f"validation top-1 by epoch  {curve}\n"
         f"{preset.name}, {result['parameters']:,} parameters: validation "
@@ -232,18 +233,18 @@ def main() -> None:
     graph = transform_graph(images[:_ANALYZED], labels[:_ANALYZED], Path(graph_folder.name))
     train_images = tf.constant(raw_bytes(images[split[0]]))
 
-    def train(seed: int) -> tf.data.Dataset:
-        batches = make_dataset(
+    def train(first_step: int) -> tf.data.Dataset:
+        mixes = preset.augmentation.mixes_labels
+        return training_batches(
             train_images,
             labels[split[0]],
             graph,
             IMAGE_SHAPE,
-            batch_size=preset.batch_size,
-            shuffle_seed=seed,
+            batch_size=preset.training.batch_size,
+            seed=0,
+            first_step=first_step,
+            mixing=Mixing(preset.augmentation, NUM_FINE_CLASSES) if mixes else None,
         )
-        if preset.mixes_labels:
-            batches = mix_batches(batches, Mixing(preset, NUM_FINE_CLASSES), seed=seed)
-        return batches
 
     datasets = {
         "train": train,
@@ -271,7 +272,7 @@ def main() -> None:
     preset, steps_per_epoch = budgeted(preset, max(1, steps))
     print(
         f"T_nb {measured['t_nb'] / 60:.1f} min, {measured['gflops']:.0f} GFLOPS; {preset.name}: "
-        f"{preset.epochs} epochs of {steps_per_epoch} steps",
+        f"{preset.training.epochs} epochs of {steps_per_epoch} steps",
         flush=True,
     )
     result = train_and_test(preset, steps_per_epoch, datasets, folder)

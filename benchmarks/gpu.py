@@ -176,7 +176,7 @@ def worker(options: argparse.Namespace) -> None:
     validation = training.batches(Split(images[:held], labels[:held]))
     began = time.time()
     state = training.state()
-    steps = max(1, min(options.images, len(split.labels)) // training.preset.batch_size)
+    steps = max(1, min(options.images, len(split.labels)) // training.preset.training.batch_size)
     draws = training.draws(0)
     rates = _flat(training)
     state, losses = training.run(training.begin(state, 0), draws, rates, 0, 1)
@@ -198,7 +198,7 @@ def worker(options: argparse.Namespace) -> None:
             if time.time() > deadline:
                 break
         second = sorted(seconds)[(len(seconds) - 1) // 2]
-        rate = steps * training.preset.batch_size / second
+        rate = steps * training.preset.training.batch_size / second
         memory = jax.local_devices()[0].memory_stats() or {}
         result = {
             "program": options.program,
@@ -240,7 +240,8 @@ def _fit_for(training: Any, seconds: float, validation: Any) -> dict[str, Any]:
         span = max(1, training.steps // 8)
         for start in range(0, training.steps, span):
             progress = min(1.0, (time.perf_counter() - began) / seconds)
-            rates = np.full(training.steps, schedule.learning_rate_at(training.preset, progress))
+            rate = schedule.learning_rate_at(training.preset.training, progress)
+            rates = np.full(training.steps, rate)
             stop = min(training.steps, start + span)
             state, losses = training.run(state, draws, rates, start, stop)
         epoch += 1
@@ -311,6 +312,7 @@ def one(options: argparse.Namespace) -> None:
 
     from trainer import schedule, weights
     from trainer.on_jax.training import Split
+    from trainer.preset import replace
 
     jax.config.update("jax_compilation_cache_dir", str(options.out / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -331,7 +333,7 @@ def one(options: argparse.Namespace) -> None:
     ready = time.time() - STARTED
     left = options.limit - ready - 1.5 - (options.evaluations + 1) * evaluation
     epochs = max(2, int(left / (1.02 * per_epoch + 0.02)))
-    preset = dataclasses.replace(training.preset, epochs=epochs)
+    preset = replace(training.preset, epochs=epochs)
     say(f"{options.name}: ready after {ready:.1f} s; {epochs} epochs of {per_epoch:.2f} s")
     history: list[dict[str, Any]] = []
     every = max(1, epochs // options.evaluations)
@@ -340,7 +342,7 @@ def one(options: argparse.Namespace) -> None:
         state, losses = training.run(
             training.begin(state, epoch),
             training.draws(epoch),
-            schedule.learning_rates(preset, training.steps, epoch),
+            schedule.learning_rates(preset.training, training.steps, epoch),
             0,
             training.steps,
         )
@@ -384,12 +386,11 @@ def _training(program: Program, data: tuple[Any, Any]) -> tuple[Any, Any]:
     from dataset.format import NUM_FINE_CLASSES
     from trainer import presets
     from trainer.on_jax.training import Split, Training
+    from trainer.preset import replace
 
     if os.environ.get("GPU_BENCHMARK_REHEARSAL"):
         program = Program("tiny")
-    preset = dataclasses.replace(
-        presets.get_preset(program.preset), **{"train_minutes": 0.0, **program.fields}
-    )
+    preset = replace(presets.get_preset(program.preset), **{"train_minutes": 0.0, **program.fields})
     on_gpu = jax.default_backend() != "cpu"
     keras.config.set_dtype_policy(program.policy if on_gpu else "float32")
     if program.cudnn_attention:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
 import json
 import os
 import re
@@ -40,6 +39,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dataset.format import IMAGE_SHAPE, NUM_FINE_CLASSES
 from trainer import presets
 from trainer.on_jax.training import Split, Training
+from trainer.preset import replace
 
 # What XLA asks a card, as `nvidia-smi` and its data sheet answer: xla/stream_executor/
 # device_description.proto, GpuTargetConfigProto.
@@ -88,7 +88,7 @@ def program_of(name: str, batch_size: int) -> tuple[str, float]:
       The optimized program as text, and the seconds that it took to compile.
     """
     keras.config.set_dtype_policy(_POLICY)
-    preset = dataclasses.replace(presets.get_preset(name), batch_size=batch_size, train_minutes=0.0)
+    preset = replace(presets.get_preset(name), batch_size=batch_size, train_minutes=0.0)
     draw, number = np.random.default_rng(0), batch_size * _STEPS
     split = Split(
         draw.integers(0, 256, (number, *IMAGE_SHAPE)).astype(np.uint8),

@@ -26,8 +26,9 @@ except ImportError:  # moved between TensorFlow's versions
     from tensorflow.core.profiler.protobuf import xplane_pb2
 
 from dataset.format import IMAGE_SHAPE, NUM_FINE_CLASSES
-from trainer import precision, presets, schedule
+from trainer import precision, presets
 from trainer.network import model
+from trainer.optimizer import compile_network
 
 _STEPS = 3
 
@@ -80,9 +81,9 @@ def main() -> None:
         network = model.build_model(
             preset, IMAGE_SHAPE, NUM_FINE_CLASSES, seed=0, plain=options.plain
         )
-        schedule.compile_network(network, preset, steps_per_epoch=1)
-    images = tf.random.normal([preset.batch_size, *IMAGE_SHAPE])
-    labels = tf.constant(np.arange(preset.batch_size) % NUM_FINE_CLASSES)
+        compile_network(network, preset, steps_per_epoch=1)
+    images = tf.random.normal([preset.training.batch_size, *IMAGE_SHAPE])
+    labels = tf.constant(np.arange(preset.training.batch_size) % NUM_FINE_CLASSES)
     for _ in range(2):
         network.train_on_batch(images, labels)
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +92,7 @@ def main() -> None:
             network.train_on_batch(images, labels)
         tf.profiler.experimental.stop()
         seconds, calls = operations(Path(folder))
-    print(f"{preset.name}, {policy}, a step of {preset.batch_size} images:")
+    print(f"{preset.name}, {policy}, a step of {preset.training.batch_size} images:")
     for kind, _ in seconds.most_common(options.lines):
         name = kind.removeprefix("_Mkl").removeprefix("Native")
         print(f"{1e3 * seconds[kind] / _STEPS:9.1f} ms {calls[kind] / _STEPS:7.0f} x  {name}")

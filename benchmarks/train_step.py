@@ -14,6 +14,7 @@ a call, median over the rounds, which say the same where other processes share t
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 import time
@@ -32,9 +33,10 @@ import tensorflow_transform.beam as tft_beam
 
 from dataset.format import NUM_FINE_CLASSES, TRAIN_FILE, read_records
 from dataset.locate import locate
-from trainer import preprocessing, presets, schedule
-from trainer.input import FEATURES, make_dataset, raw_bytes
+from trainer import preprocessing, presets
+from trainer.input import FEATURES, raw_bytes, training_batches
 from trainer.network import inference, model
+from trainer.optimizer import compile_network
 
 _BATCH = 256
 
@@ -105,7 +107,7 @@ def build_calls(images: np.ndarray, labels: np.ndarray) -> dict[str, Call]:
     for who, plain in (("notebook", True), ("ours", False)):
         # A test holds the plain model to a literal restatement of the notebook's code.
         network = model.build_model(preset, images.shape[1:], NUM_FINE_CLASSES, seed=0, plain=plain)
-        schedule.compile_network(network, preset, steps_per_epoch=176)
+        compile_network(network, preset, steps_per_epoch=176)
         served = network if plain else inference.for_inference(network)
 
         def train(network: keras.Model = network) -> None:
@@ -156,14 +158,14 @@ def input_rate(images: np.ndarray, labels: np.ndarray, folder: Path) -> float:
       labels: int64 [N].
       folder: To write a transform graph to.
     """
-    dataset = make_dataset(
+    dataset = training_batches(
         raw_bytes(images),
         labels,
         transform_graph(images[:1000], labels[:1000], folder),  # enough to have its constants
         images.shape[1:],
         batch_size=_BATCH,
-        shuffle_seed=0,
-    )
+        seed=0,
+    ).take(math.ceil(len(images) / _BATCH))
     rates = []
     for _ in range(3):
         began = time.perf_counter()

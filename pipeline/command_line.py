@@ -118,16 +118,17 @@ def parse(
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
             continue
-        if field.default is not None:
+        if field.default not in (None, ()):
             text += f" (default: {options.pop('shown', field.default)})"
         group.add_argument(
             flag,
-            default=field.default,
+            default=None if field.default == () else field.default,
             help=text.replace("%", "%%"),
             **{"type": kind, **options},
         )
     try:
-        return config_class(**vars(parser.parse_args(arguments)))
+        values = vars(parser.parse_args(arguments))
+        return config_class(**{**values, "set": tuple(values["set"] or ())})
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -19,7 +19,7 @@ from dataset.interface import Options, stored_size
 from dataset.synthetic_names import NAME as SYNTHETIC
 from pipeline.gate import METRICS, PRESET_CLASSES, Gate, resolve_floors
 from trainer import engines, presets
-from trainer.preset import OVERRIDES, Preset
+from trainer.preset import OVERRIDES, Preset, override, parse_assignments, replace
 
 _COLUMNS = ("path", "image", "label", "superclass", "split")
 VERBOSITIES = ("quiet", "info", "debug")
@@ -170,6 +170,15 @@ class PipelineConfig(_Floors):
     )
     weight_decay: float | None = knob(
         None, "model", "decoupled weight decay; default: the preset's", metavar="X"
+    )
+    set: tuple[str, ...] = knob(
+        (),
+        "model",
+        "any other field of the preset, by its name in trainer/preset.py, such as "
+        "augmentation.random_erasing=0.2; may be given several times",
+        metavar="FIELD=VALUE",
+        action="append",
+        type=str,
     )
     engine: str = knob(
         engines.AUTO,
@@ -364,8 +373,9 @@ class PipelineConfig(_Floors):
           ValueError: The preset is unknown, or refuses a value.
         """
         preset = presets.get_preset(self.preset or presets.ON_GPU)
+        preset = override(preset, parse_assignments(self.set))
         given = {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
-        return dataclasses.replace(preset, **{**given, **overrides})
+        return replace(preset, **{**given, **overrides})
 
     def resolve_gate(self, preset: Preset, classes: int = PRESET_CLASSES) -> Gate:
         """Returns what a model must reach: the preset's floors, unless the command line has others.

@@ -35,7 +35,8 @@ from dataset.card import SPLITS, TEST, TRAIN, VALIDATION
 from dataset.interface import Options
 from pipeline.gate import METRICS, PRESET_CLASSES, Gate, GateMetric
 from serving import client
-from trainer.preset import OVERRIDES, Preset
+from trainer.preset import OVERRIDES, Preset, differences
+from trainer.presets import get_preset
 
 # With which models are served: they are warmed up for its batch sizes.
 BATCHING_FILE = os.path.join(os.path.dirname(client.__file__), "config", "batching.config")
@@ -162,9 +163,12 @@ def create_pipeline(
         "train_args": trainer_pb2.TrainArgs(splits=[TRAIN]),
         "eval_args": trainer_pb2.EvalArgs(splits=[VALIDATION]),
     }
+    changed = differences(preset, get_preset(preset.name))
+    overridden = [f"training.{name}" for name in OVERRIDES]
     custom_config = {
         "preset": preset.name,
-        **{name: getattr(preset, name) for name in OVERRIDES},
+        "set": {name: value for name, value in changed.items() if name not in overridden},
+        **{name: getattr(preset.training, name) for name in OVERRIDES},
         "engine": engine,
         "seed": seed,
         "checkpoint_dir": checkpoint_dir,

@@ -116,8 +116,8 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
     print(f"model: preset {preset.name}, {why}", flush=True)
     if config.tune:
         trial = hyperparameters.shorten(preset, config.tune_fraction)
-        minutes = trial.train_minutes
-        length = f"{minutes:.3g} minutes" if minutes else console.count(trial.epochs, "epoch")
+        minutes, epochs = trial.training.train_minutes, trial.training.epochs
+        length = f"{minutes:.3g} minutes" if minutes else console.count(epochs, "epoch")
         print(f"tuning: before that, {config.tune} trials of {length}", flush=True)
     pipeline = execution.build_pipeline(config, dataset, preset)
     try:
@@ -150,11 +150,15 @@ def choose_training(
     if config.preset is None and not gpus:
         config = dataclasses.replace(config, preset=presets.ON_CPU)
     preset = config.resolve_preset()
+    training = preset.training
     device = console.count(gpus, "GPU") if gpus else f"no GPU, {cpus} CPU cores"
-    if preset.train_minutes:
-        return preset, f"{console.count(preset.train_minutes, 'minute')} of training ({device})"
+    if training.train_minutes:
+        return (
+            preset,
+            f"{console.count(training.train_minutes, 'minute')} of training ({device})",
+        )
     if config.epochs or gpus:
-        return preset, f"{console.count(preset.epochs, 'epoch')} ({device})"
+        return preset, f"{console.count(training.epochs, 'epoch')} ({device})"
     if preset.name in presets.MINUTES_ON_CPU:
         # Fewer images are learned sooner.
         share = min(images, config.limit or images) / OFFICIAL_TRAIN_RECORDS
@@ -166,11 +170,11 @@ def choose_training(
         )
     # An epoch of the notebook preset takes four to six minutes on two cores, and more cores help
     # less and less: this keeps a run to about a quarter of an hour in all.
-    epochs = min(preset.epochs, max(2, cpus // 4))
+    epochs = min(training.epochs, max(2, cpus // 4))
     why = f"{console.count(epochs, 'epoch')} ({device})"
-    if epochs < preset.epochs:
-        why += f": A SHORT RUN, the preset's own length is {preset.epochs} "
-        why += f"(--epochs {preset.epochs})"
+    if epochs < training.epochs:
+        why += f": A SHORT RUN, the preset's own length is {training.epochs} "
+        why += f"(--epochs {training.epochs})"
     return config.resolve_preset(epochs=epochs), why
 
 

@@ -64,13 +64,13 @@ def summarize(run: Run) -> str:
 
 
 def _training_lines(training: dict[str, Any]) -> list[str]:
-    preset, history = training["preset"], training["history"]
+    history, minutes = training["history"], training["preset"]["training"]["train_minutes"]
     head = (
         f"{training['trainable_parameters']:,} parameters, {training['train_examples']:,} images, "
         f"{count(len(history), 'epoch')}"
     )
-    if preset["train_minutes"]:
-        head += f" in {count(preset['train_minutes'], 'minute')} of training"
+    if minutes:
+        head += f" in {count(minutes, 'minute')} of training"
     rows = [
         f"epoch {epoch['epoch']:3}   loss {epoch['loss']:.3f}   validation "
         + "  ".join(
@@ -296,11 +296,11 @@ def _next_lines(run: Run, training: dict[str, Any]) -> list[str]:
         lines.append(f"  classify images   .venv/bin/vit-predict --model {_short(base)} IMAGE...")
     lines.append(f"  see the training  .venv/bin/tensorboard --logdir {_short(logs)}")
     preset = training["preset"]
-    full = presets.get_preset(preset["name"]).epochs
-    if preset["train_minutes"]:
-        longer = 4 * preset["train_minutes"]
+    full, asked = presets.get_preset(preset["name"]).training.epochs, preset["training"]
+    if asked["train_minutes"]:
+        longer = 4 * asked["train_minutes"]
         lines.append(f"  train longer      the same command with --train_minutes {longer:g}")
-    elif preset["epochs"] < full:
+    elif asked["epochs"] < full:
         lines.append(f"  train longer      the same command with --epochs {full}")
     return lines
 

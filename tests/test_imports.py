@@ -77,7 +77,7 @@ def modules(folder: str) -> list[str]:
             id="server",
         ),
         pytest.param(
-            [*modules("trainer/network"), "trainer.schedule", "trainer.presets"],
+            [*modules("trainer/network"), "trainer.optimizer", "trainer.presets"],
             "keras",
             TFX,
             id="network",

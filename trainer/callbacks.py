@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from trainer import schedule
-from trainer.preset import Preset
+from trainer.preset import Training
 
 # Where there is no terminal to redraw a bar in (a file, a cluster's log), a line at most so often.
 _SECONDS_PER_LINE = 30.0
@@ -222,7 +222,7 @@ class EpochSeeds(keras.callbacks.Callback):
 
     Keras does not save the state of its random generators with the weights: without this, training
     that continues from a checkpoint would repeat the draws of its first epochs. (The order of the
-    images and what they are mixed with are the data set's: see `trainer.input.seed_after`.)
+    images and what they are mixed with are the data set's: see `trainer.draws`.)
     """
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -240,14 +240,14 @@ class TimeBudget(keras.callbacks.Callback):
     first step after a start, which builds the graph.
 
     Args:
-      preset: With `train_minutes`.
+      training: With `train_minutes`.
       spent: Seconds that were trained before an interruption.
     """
 
-    def __init__(self, preset: Preset, spent: float = 0.0):
+    def __init__(self, training: Training, spent: float = 0.0):
         super().__init__()
-        self._preset = preset
-        self._total = 60 * preset.train_minutes
+        self._training = training
+        self._total = 60 * training.train_minutes
         self._seconds = spent
         self._last: float | None = None
 
@@ -268,8 +268,8 @@ class TimeBudget(keras.callbacks.Callback):
     def learning_rates(self, steps: int, seconds_per_step: float) -> np.ndarray:
         """The learning rates of the next steps, float32 [steps], if each takes so long."""
         progress = (self._seconds + np.arange(steps) * seconds_per_step) / self._total
-        rates = [schedule.learning_rate_at(self._preset, min(1.0, x)) for x in progress]
-        return np.array(rates, np.float32)
+        rates: np.ndarray = schedule.learning_rate_at(self._training, np.minimum(1.0, progress))
+        return rates.astype(np.float32)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Sets the clock to the first step's."""
@@ -282,7 +282,8 @@ class TimeBudget(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Sets the step's learning rate."""
-        self.model.optimizer.learning_rate = schedule.learning_rate_at(self._preset, self.progress)
+        rate = schedule.learning_rate_at(self._training, self.progress)
+        self.model.optimizer.learning_rate = float(rate)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Counts the step, and ends the training with the last one."""

@@ -17,9 +17,7 @@ H x W with an antialiased bilinear filter (see `images.py`): one of H x W passes
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import keras
 import numpy as np
@@ -37,7 +35,6 @@ SERVING_EXAMPLES = "serving_examples"
 
 # Files beside the graph that no signature reads: what the model was made from.
 EXTRA_ASSETS = "assets.extra"
-TRAINING_REPORT_FILE = "training.json"
 # For training that goes on from this model (trainer/warm_start.py): the SavedModel's weights are
 # multiplied out for inference, and such products cannot be taken apart.
 WEIGHTS_FILE = "trained_weights.npz"
@@ -165,7 +162,7 @@ def export_model(
     transform_output: tft.TFTransformOutput,
     card: DataCard,
     target: str,
-    extra: Mapping[str, Any],
+    extra: Mapping[str, str],
 ) -> None:
     """Writes the SavedModel; `target` appears when it is whole, or not at all.
 
@@ -174,8 +171,8 @@ def export_model(
       transform_output: See `build_archive`.
       card: See `build_archive`; written to `assets.extra/`, too.
       target: Folder to create.
-      extra: File name -> JSON-serializable value, written to `assets.extra/`, beside the model's
-        own weights in `WEIGHTS_FILE`.
+      extra: File name -> text, written to `assets.extra/`, beside the model's own weights in
+        `WEIGHTS_FILE`.
 
     Raises:
       ExportError: See `build_archive`; or the disk is full or not writable.
@@ -185,8 +182,7 @@ def export_model(
         archive.write_out(partial, verbose=False)
         folder = f"{partial}/{EXTRA_ASSETS}"
         tf.io.gfile.makedirs(folder)
-        texts = {name: json.dumps(value, indent=1) + "\n" for name, value in extra.items()}
-        for name, text in {CARD_FILE: card.to_json(), **texts}.items():
+        for name, text in {CARD_FILE: card.to_json(), **extra}.items():
             with tf.io.gfile.GFile(f"{folder}/{name}", "w") as file:
                 file.write(text)
         with tf.io.gfile.GFile(f"{folder}/{WEIGHTS_FILE}", "wb") as file:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.preset import Preset
+from trainer.preset import Preset, replace
 
 LEARNING_RATE = "learning_rate"
 WEIGHT_DECAY = "weight_decay"
@@ -40,16 +39,16 @@ def scale_augmentation(preset: Preset, factor: float) -> Preset:
         raise ValueError(f"the factor of the augmentation is {factor}: it must be 0 or more.")
     scaled = {}
     for name, limit in AUGMENTATION_LIMITS.items():
-        value = getattr(preset, name)
+        value = getattr(preset.augmentation, name)
         # Never below the preset's own value because of the limit.
         new = min(value * factor, max(limit, value))
         scaled[name] = round(new) if isinstance(value, int) else new
-    return dataclasses.replace(preset, **scaled)
+    return replace(preset, **scaled)
 
 
 def is_augmented(preset: Preset) -> bool:
     """Whether there is anything that `scale_augmentation` changes."""
-    return any(getattr(preset, name) for name in AUGMENTATION_LIMITS)
+    return any(getattr(preset.augmentation, name) for name in AUGMENTATION_LIMITS)
 
 
 def apply(preset: Preset, values: Mapping[str, Any]) -> Preset:
@@ -63,7 +62,7 @@ def apply(preset: Preset, values: Mapping[str, Any]) -> Preset:
       ValueError: The preset refuses a value.
     """
     fields = {name: value for name, value in values.items() if name != AUGMENTATION}
-    return scale_augmentation(dataclasses.replace(preset, **fields), values.get(AUGMENTATION, 1.0))
+    return scale_augmentation(replace(preset, **fields), values.get(AUGMENTATION, 1.0))
 
 
 def shorten(preset: Preset, fraction: float) -> Preset:
@@ -76,8 +75,8 @@ def shorten(preset: Preset, fraction: float) -> Preset:
     Returns:
       The preset with so many minutes, or else so many epochs, rounded, at least one.
     """
-    return dataclasses.replace(
+    return replace(
         preset,
-        epochs=max(1, round(preset.epochs * fraction)),
-        train_minutes=preset.train_minutes * fraction,
+        epochs=max(1, round(preset.training.epochs * fraction)),
+        train_minutes=preset.training.train_minutes * fraction,
     )

@@ -1,14 +1,17 @@
-"""The Trainer's input: examples on disk to batches of normalised images."""
+"""The Trainer's input: examples on disk to batches of normalized images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
 from trainer import preprocessing
+from trainer.draws import epoch_draws
 from trainer.network.mixing import Mixing
 
 # Of the raw examples.
@@ -48,16 +51,6 @@ def read_examples(file_patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
     )
 
 
-def seed_after(seed: int, epochs: int) -> int:
-    """The seed of what is drawn by data sets from an epoch on, whose draws start with the process.
-
-    Args:
-      seed: Of the training.
-      epochs: That were finished before, in another process; 0 gives the seed itself.
-    """
-    return seed + 1_000_003 * epochs
-
-
 def raw_bytes(images: np.ndarray) -> np.ndarray:
     """Images uint8 [N, H, W, 3] as `read_examples` gives them, object [N]."""
     return np.array([image.tobytes() for image in images], dtype=object)
@@ -70,9 +63,8 @@ def make_dataset(
     shape: tuple[int, int, int],
     *,
     batch_size: int,
-    shuffle_seed: int | None = None,
 ) -> tf.data.Dataset:
-    """Builds the batches of one split.
+    """Builds the batches of one split, in its order.
 
     Args:
       images: object [N], the raw bytes of each.
@@ -80,54 +72,85 @@ def make_dataset(
       transform_output: Transform's result; its graph is applied to whole batches.
       shape: Height, width and channels of an image.
       batch_size: Examples per batch; the last batch may be smaller.
-      shuffle_seed: Reshuffle all examples at each epoch, from this seed. None keeps the order.
 
     Returns:
       A dataset of (image float32 [B, *shape], label int64 [B]).
     """
-    layer = transform_output.transform_features_layer()
-
-    def transform(raw: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        transformed = layer({preprocessing.IMAGE_KEY: raw, preprocessing.LABEL_KEY: label})
-        # As many images as there were: those of another size do not become more or fewer.
-        image = tf.reshape(transformed[preprocessing.IMAGE_KEY].flat_values, [tf.size(raw), *shape])
-        return image, transformed[preprocessing.LABEL_KEY]
-
-    # Positions are shuffled, not images: the buffer of a shuffle would hold all of them once more.
-    raw_images, all_labels = tf.constant(images), tf.constant(labels)
-    positions = tf.data.Dataset.range(len(images))
-    if shuffle_seed is not None:
-        positions = positions.shuffle(len(images), seed=shuffle_seed, reshuffle_each_iteration=True)
-
-    def load(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return transform(tf.gather(raw_images, batch), tf.gather(all_labels, batch))
-
-    return (
-        positions.batch(batch_size)
-        .map(load, num_parallel_calls=tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    load = _loader(images, labels, transform_output, shape)
+    positions = tf.data.Dataset.range(len(images)).batch(batch_size)
+    return positions.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def mix_batches(dataset: tf.data.Dataset, mixing: Mixing, *, seed: int) -> tf.data.Dataset:
-    """Mixes the images of each batch among themselves.
+def training_batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    transform_output: tft.TFTransformOutput,
+    shape: tuple[int, int, int],
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    mixing: Mixing | None = None,
+) -> tf.data.Dataset:
+    """Builds the endless batches of the train split: one shuffled pass after the other.
+
+    A batch depends on the seed and the number of its step alone, see `trainer.draws`.
 
     Args:
-      dataset: Of `make_dataset`.
-      mixing: How.
-      seed: Of the draws, which differ from epoch to epoch.
+      images: See `make_dataset`.
+      labels: See `make_dataset`.
+      transform_output: See `make_dataset`.
+      shape: See `make_dataset`.
+      batch_size: Examples per batch; the last batch of each pass may be smaller.
+      seed: Of the order, and of what is drawn for the mixing.
+      first_step: Of the training, where the dataset begins.
+      mixing: Mixes the images of each batch among themselves; None does not.
 
     Returns:
-      A dataset of (image float32 [B, H, W, 3], probabilities float32 [B, classes]).
+      A dataset of (image float32 [B, *shape], label int64 [B] or, mixed, probabilities float32
+      [B, classes]).
     """
-    # A seed for each batch, so that it does not matter which of them are mixed side by side.
-    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    load = _loader(images, labels, transform_output, shape)
+    steps = math.ceil(len(labels) / batch_size)
 
-    def mix(batch: tuple[tf.Tensor, tf.Tensor], draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return mixing(*batch, tf.stack([tf.cast(draw, tf.uint32), 0]))
+    def passes(epoch: tf.Tensor) -> tf.data.Dataset:
+        order, seeds = tf.numpy_function(
+            lambda epoch: epoch_draws(seed, int(epoch), len(labels), steps),
+            [epoch],
+            [tf.int32, tf.uint32],
+        )
+        order, seeds = tf.ensure_shape(order, [len(labels)]), tf.ensure_shape(seeds, [steps])
+        batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+        return tf.data.Dataset.zip((batches, tf.data.Dataset.from_tensor_slices(seeds)))
 
+    def batch(positions: tf.Tensor, draw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, label = load(positions)
+        # A seed for each batch, so that it does not matter which of them are mixed side by side.
+        return mixing(image, label, tf.stack([draw, 0])) if mixing else (image, label)
+
+    epochs = tf.data.Dataset.range(first_step // steps, tf.int64.max)
     return (
-        tf.data.Dataset.zip((dataset, draws))
-        .map(mix, num_parallel_calls=tf.data.AUTOTUNE)
+        # Positions are shuffled, not images: these would be in memory once more.
+        epochs.flat_map(passes)
+        .skip(first_step % steps)
+        .map(batch, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
+
+
+def _loader(
+    images: Any, labels: Any, transform_output: tft.TFTransformOutput, shape: tuple[int, int, int]
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """From positions [B] to (image float32 [B, *shape], label int64 [B])."""
+    layer = transform_output.transform_features_layer()
+    raw_images, all_labels = tf.constant(images), tf.constant(labels)
+
+    def load(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        raw, label = tf.gather(raw_images, batch), tf.gather(all_labels, batch)
+        transformed = layer({preprocessing.IMAGE_KEY: raw, preprocessing.LABEL_KEY: label})
+        # As many images as there were: those of another size do not become more or fewer.
+        pixels = transformed[preprocessing.IMAGE_KEY].flat_values
+        image = tf.reshape(pixels, [tf.size(raw), *shape])
+        return image, transformed[preprocessing.LABEL_KEY]
+
+    return load

@@ -45,7 +45,7 @@ def policy_name(preset: Preset, *, on_gpu: bool) -> str:
         on_gpu: Whether a GPU trains rather than the processor.
     """
     fast = gpus_multiply_bfloat16() if on_gpu else cpu_multiplies_bfloat16()
-    return "mixed_bfloat16" if preset.mixed_precision and fast else "float32"
+    return "mixed_bfloat16" if preset.training.mixed_precision and fast else "float32"
 
 
 @contextlib.contextmanager

@@ -1,306 +1,394 @@
-"""Every hyperparameter of a model and of its training, in one typed, checked value."""
+"""Every hyperparameter of a model and of its training, in one typed, checked value.
+
+A field's range and meaning stand beside it. Any of them can be set from the command line
+(`--set augmentation.random_erasing=0.2`): a new field needs its line here, and its use.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-# What a run may set otherwise than its preset, without it being another model.
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+# What a run may set otherwise than its preset by a flag of its own: fields of `Training`.
 OVERRIDES = ("epochs", "train_minutes", "batch_size", "learning_rate", "weight_decay")
 
-# What makes weights fit: a model can be trained on from one that differs in nothing of this.
-ARCHITECTURE = (
-    "image_size",
-    "patch_size",
-    "projection_dim",
-    "num_heads",
-    "key_dim",
-    "transformer_layers",
-    "transformer_units",
-    "mlp_head_units",
-    "layer_norm_epsilon",
-    "tokenizer_filters",
-    "tokenizer_residual_pairs",
-    "batch_normalization",
-    "sequence_pooling",
-    "linear_mlp_output",
-    "depthwise_convolution",
-)
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-LEARNING_RATE_SCHEDULES = ("constant", "cosine")
-OPTIMIZERS = ("adamw", "muon")
+Widths = tuple[Annotated[int, Field(ge=1, le=65_536)], ...]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The hyperparameters of one Vision Transformer and of its training.
+class PresetError(ValueError):
+    """A field has no such value, or there is no such field; the message says what there is."""
 
-    Immutable; make a variant with `dataclasses.replace(preset, epochs=3)`, which checks again.
 
-    Args:
-        name: The name it is chosen by.
-        description: One sentence for `--help`.
-        image_size: Side in pixels that images are resized to (bilinear) before they are cut.
-        patch_size: Side of a patch in pixels; must divide `image_size`.
-        projection_dim: Width D of a token.
-        num_heads: Attention heads per block.
-        key_dim: Width of the query, key and value of one head (not D / num_heads).
-        transformer_layers: Number of pre-norm blocks.
-        transformer_units: Widths of a block's MLP; the last one is added to the residual stream
-            and so must be `projection_dim`.
-        mlp_head_units: Widths of the classifier's hidden layers; empty for a linear classifier.
-        dropout_rate: Dropout of the attention weights and after each layer of a block's MLP.
-        head_dropout_rate: Dropout of the flattened tokens and after each hidden layer of the head.
-        layer_norm_epsilon: Added to the variance in every layer normalization.
-        random_flip: Whether training images are mirrored left to right with probability 1/2.
-        random_rotation: Largest rotation of a training image, as a fraction of a full turn,
-            either way; 0 turns it off.
-        random_zoom: Largest change of scale of a training image, as a fraction, in or out, drawn
-            separately for height and width; 0 turns it off.
-        epochs: Passes over the training split.
-        batch_size: Images per step, over all devices together.
-        learning_rate: Peak learning rate; with Muon that of matrices (see `trainer.muon`).
-        learning_rate_schedule: "constant", or "cosine" (from the peak to 0 over all epochs).
-        weight_decay: Decoupled weight decay, multiplied by the learning rate, applied to every
-            trainable variable (but see `decay_matrices_only`).
-        floors: By the name of a metric of the gate, the lowest value on the test split with which
-            a model may be pushed, as a fraction; those of `pipeline.gate` where it has none.
-        tokenizer_filters: Widths of the stages of convolutions that make the tokens, each stage
-            but the first halving the resolution; the last is `projection_dim`. Empty for patches.
-        tokenizer_residual_pairs: Residual pairs of convolutions in each stage; empty for none.
-        batch_normalization: Whether blocks normalize over the batch and use ReLU (see
-            `trainer.network.compact_layers.BatchNormBlock`) rather than over a token, and GELU.
-        sequence_pooling: Whether the classifier gets the tokens' mean, weighted by a learned
-            attention, in place of all of them side by side.
-        linear_mlp_output: Whether the last layer of a block's MLP goes without GELU (as in the
-            paper, and unlike the keras.io example).
-        random_shift: Largest shift of a training image, in pixels, drawn for each axis; what comes
-            in is reflected. As a random crop of the padded image.
-        label_smoothing: Share of a label's probability that all classes divide among them.
-        warmup: Fraction of the steps over which the learning rate rises from 0; "cosine" only.
-        decay_matrices_only: Whether biases, scales and shifts of normalizations and positions are
-            left out of the weight decay.
-        optimizer: "adamw", or "muon" (for matrices; AdamW for all else, see `trainer.muon`).
-        ema_momentum: Of the moving average of the weights that is evaluated and exported in place
-            of the last ones; 0 for the last ones. Batch normalizations' statistics are then
-            averaged as long.
-        mixed_precision: Whether to compute in bfloat16 where the processor is fast at it; the
-            variables, and the exported model, stay float32.
-        train_minutes: Train for so long, as many epochs as that may be, with the learning rate's
-            schedule over that time; 0 for `epochs`. Validation is not counted.
-        gradient_clip_norm: Norm of all gradients together above which they are scaled down to it;
-            0 turns it off.
-        mixup: α of the Beta distribution from which MixUp draws how much each of two images
-            counts; 0 turns it off.
-        cutmix: The same for CutMix. Where both are on, each image gets one of them.
-        depthwise_convolution: Whether the MLP of a block with batch normalization mixes
-            neighbouring tokens (see `trainer.network.compact_layers.BatchNormBlock`).
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Architecture:
+    """What makes weights fit: a model can be trained on from one that differs in nothing of this.
 
     Raises:
         ValueError: A value is out of range or two contradict each other.
     """
 
-    name: str
-    description: str
-    # Architecture
-    image_size: int
-    patch_size: int
-    projection_dim: int
-    num_heads: int
-    key_dim: int
-    transformer_layers: int
-    transformer_units: tuple[int, ...]
-    mlp_head_units: tuple[int, ...]
-    dropout_rate: float
-    head_dropout_rate: float
-    layer_norm_epsilon: float
-    # Augmentation
-    random_flip: bool
-    random_rotation: float
-    random_zoom: float
-    # Training
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    learning_rate_schedule: str
-    weight_decay: float
-    # Evaluation
-    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    # What departs from the reference
-    tokenizer_filters: tuple[int, ...] = ()
-    sequence_pooling: bool = False
-    linear_mlp_output: bool = False
-    random_shift: int = 0
-    label_smoothing: float = 0.0
-    warmup: float = 0.0
-    decay_matrices_only: bool = False
-    tokenizer_residual_pairs: tuple[int, ...] = ()
-    batch_normalization: bool = False
-    optimizer: str = "adamw"
-    ema_momentum: float = 0.0
-    mixed_precision: bool = False
-    train_minutes: float = 0.0
-    gradient_clip_norm: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    depthwise_convolution: bool = False
+    embedding: Literal["patches", "convolutions"] = Field(
+        description="What makes tokens of images: a linear map of each patch, or the stages of "
+        "`tokenizer_filters`."
+    )
+    block: Literal["layer_norm", "batch_norm"] = Field(
+        description="What a block is: normalization of each token, and GELU; or over the batch, "
+        "and ReLU (`trainer.network.compact_layers.BatchNormBlock`)."
+    )
+    projection_dim: int = Field(ge=1, le=65_536, description="Width D of a token.")
+    num_heads: int = Field(ge=1, le=1024, description="Attention heads of a block.")
+    key_dim: int = Field(
+        ge=1, le=4096, description="Width of a head's query, key and value (not D / num_heads)."
+    )
+    transformer_layers: int = Field(ge=1, le=1000, description="Blocks.")
+    transformer_units: Widths = Field(
+        min_length=1, description="Widths of a block's MLP; the last is added to the tokens, so D."
+    )
+    mlp_head_units: Widths = Field(
+        default=(), description="Widths of the classifier's hidden layers; none: linear."
+    )
+    resize: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Side in pixels that the network resizes images to (bilinear); None: it takes "
+        "them as they are stored.",
+    )
+    patch_size: int = Field(
+        default=8, ge=1, le=4096, description="Side of a patch in pixels; divides the image's."
+    )
+    tokenizer_filters: Widths = Field(
+        default=(),
+        description="Widths of the stages of convolutions, each but the first halving the "
+        "resolution; the last is D.",
+    )
+    tokenizer_residual_pairs: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(
+        default=(), description="Residual pairs of convolutions in each stage; empty: none."
+    )
+    sequence_pooling: bool = Field(
+        default=False,
+        description="The classifier gets the tokens' mean, weighted by a learned attention, in "
+        "place of all of them side by side.",
+    )
+    linear_mlp_output: bool = Field(
+        default=False,
+        description="The last layer of a block's MLP goes without GELU, as in the paper and unlike "
+        "the keras.io example; always so with batch_norm.",
+    )
+    depthwise_convolution: bool = Field(
+        default=False, description="The MLP of a batch_norm block mixes neighbouring tokens."
+    )
+    layer_norm_epsilon: float = Field(
+        default=1e-6, gt=0, le=1, description="Added to the variance by layer normalizations."
+    )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"name is {self.name!r}: give the preset a non-empty name.")
-        for field in (
-            "image_size",
-            "patch_size",
-            "projection_dim",
-            "num_heads",
-            "key_dim",
-            "transformer_layers",
-            "epochs",
-            "batch_size",
-        ):
-            if not _is_positive_int(getattr(self, field)):
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}: it must be a whole number of at least 1."
-                )
-        if self.image_size % self.patch_size and not self.tokenizer_filters:
+        width = self.projection_dim
+        if self.transformer_units[-1] != width:
             raise ValueError(
-                f"image_size {self.image_size} cannot be cut into whole patches of patch_size "
-                f"{self.patch_size}: choose a patch_size that divides it "
-                f"(the nearest is {_nearest_divisor(self.image_size, self.patch_size)})."
+                f"transformer_units is {self.transformer_units}, but a block adds its MLP's output "
+                f"to its input, which is projection_dim = {width} wide: end it with {width}."
             )
-        for field in ("transformer_units", "mlp_head_units", "tokenizer_filters"):
-            units = getattr(self, field)
-            if not isinstance(units, tuple) or not all(map(_is_positive_int, units)):
-                raise ValueError(
-                    f"{field} is {units!r}: it must be a tuple of whole numbers of at least 1."
-                )
-        if not self.transformer_units or self.transformer_units[-1] != self.projection_dim:
+        filters, pairs = self.tokenizer_filters, self.tokenizer_residual_pairs
+        convolutions = self.embedding == "convolutions"
+        if convolutions != bool(filters) or (convolutions and filters[-1] != width):
             raise ValueError(
-                f"transformer_units is {self.transformer_units!r}, but a block adds its MLP's "
-                f"output to its input, which is projection_dim = {self.projection_dim} wide: "
-                f"end transformer_units with {self.projection_dim}."
+                f"tokenizer_filters is {filters} with embedding {self.embedding!r}: it must be "
+                f"empty with 'patches', and end with projection_dim = {width} with 'convolutions'."
             )
-        self._check_tokenizer()
-        self._check_block()
-        for field in (
-            "random_flip",
-            "sequence_pooling",
-            "linear_mlp_output",
-            "decay_matrices_only",
-            "batch_normalization",
-            "mixed_precision",
-            "depthwise_convolution",
-        ):
-            if not isinstance(getattr(self, field), bool):
-                raise ValueError(f"{field} is {getattr(self, field)!r}: it must be True or False.")
-        if not isinstance(self.random_shift, int) or not 0 <= self.random_shift < self.image_size:
+        if pairs and len(pairs) != len(filters):
             raise ValueError(
-                f"random_shift is {self.random_shift!r}: it must be a whole number of pixels from "
-                f"0 to below image_size, which is {self.image_size}."
+                f"tokenizer_residual_pairs is {pairs}: it must be empty or have a number for each "
+                f"of tokenizer_filters, which is {filters}."
             )
-        for field in (
-            "dropout_rate",
-            "head_dropout_rate",
-            "random_zoom",
-            "label_smoothing",
-            "warmup",
-            "ema_momentum",
-        ):
-            self._check_number(field, lambda x: 0 <= x < 1, "at least 0 and below 1")
-        self._check_number(
-            "random_rotation", lambda x: 0 <= x <= 0.5, "a fraction of a full turn from 0 to 0.5"
-        )
-        for field in ("layer_norm_epsilon", "learning_rate"):
-            self._check_number(field, lambda x: 0 < x < math.inf, "a number above 0")
-        for field in ("weight_decay", "gradient_clip_norm", "mixup", "cutmix", "train_minutes"):
-            self._check_number(field, lambda x: 0 <= x < math.inf, "a number of at least 0")
-        for field, choices in (
-            ("learning_rate_schedule", LEARNING_RATE_SCHEDULES),
-            ("optimizer", OPTIMIZERS),
-        ):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}: choose one of {', '.join(choices)}."
-                )
-        if self.warmup and self.learning_rate_schedule != "cosine":
+        if not convolutions and self.resize and self.resize % self.patch_size:
             raise ValueError(
-                f"warmup is {self.warmup}, but learning_rate_schedule is "
-                f"{self.learning_rate_schedule!r}: use 'cosine', or a warmup of 0."
+                f"images of {self.resize} pixels (resize) cannot be cut into whole patches of "
+                f"patch_size {self.patch_size}: choose one that divides it."
             )
-        for name, floor in self.floors.items():
-            if not 0 <= floor <= 1:
-                raise ValueError(
-                    f"the floor of {name} is {floor!r}: it must be a fraction from 0 to 1."
-                )
+        of_batch = self.block == "batch_norm"
+        if of_batch and not (len(self.transformer_units) == 2 and self.linear_mlp_output):
+            raise ValueError(
+                "block 'batch_norm' has an MLP of one hidden layer and a linear output: give two "
+                f"transformer_units, which is {self.transformer_units}, and linear_mlp_output true."
+            )
+        if self.depthwise_convolution and not of_batch:
+            raise ValueError("depthwise_convolution is for block 'batch_norm' alone.")
 
-    @property
-    def num_patches(self) -> int:
-        """Tokens per image."""
-        if self.tokenizer_filters:
-            return (self.image_size >> (len(self.tokenizer_filters) - 1)) ** 2
-        return (self.image_size // self.patch_size) ** 2
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Augmentation:
+    """How training images are changed at random; 0 turns each off."""
+
+    random_flip: bool = Field(
+        default=True, description="Mirrored left to right with probability 1/2."
+    )
+    random_rotation: float = Field(
+        default=0.0, ge=0, le=0.5, description="Largest rotation either way, in full turns."
+    )
+    random_zoom: Share = Field(
+        default=0.0,
+        description="Largest change of scale, as a fraction, in or out, drawn separately for "
+        "height and width.",
+    )
+    random_shift: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Largest shift, in pixels, drawn for each axis, below the image's size; what "
+        "comes in is reflected.",
+    )
+    random_erasing: float = Field(
+        default=0.0, ge=0, le=1, description="Probability with which a rectangle is erased."
+    )
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="α of the Beta distribution of how much each of two mixed images counts.",
+    )
+    cutmix: float = Field(
+        default=0.0, ge=0, le=100, description="The same for CutMix; with both, each gets one."
+    )
 
     @property
     def mixes_labels(self) -> bool:
         """Whether a training image has a probability for each class rather than one label."""
         return bool(self.mixup or self.cutmix)
 
-    def _check_block(self) -> None:
-        plain = len(self.transformer_units) == 2 and self.linear_mlp_output
-        if self.batch_normalization and (self.dropout_rate or not plain):
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Training:
+    """How the weights are found.
+
+    Raises:
+        ValueError: A value is out of range or two contradict each other.
+    """
+
+    epochs: int = Field(ge=1, le=1_000_000, description="Passes over the training split.")
+    batch_size: int = Field(
+        ge=1, le=2**31 - 1, description="Images a step, over all devices together."
+    )
+    learning_rate: float = Field(
+        gt=0, description="Its peak; with Muon that of matrices (`trainer.muon`)."
+    )
+    weight_decay: float = Field(
+        ge=0, description="Decoupled, times the learning rate (but see `decay_matrices_only`)."
+    )
+    train_minutes: float = Field(
+        default=0.0,
+        ge=0,
+        le=1_000_000,
+        description="Train for so long, validation not counted, with the learning rate's schedule "
+        "over that time, in place of `epochs`; 0: for `epochs`.",
+    )
+    learning_rate_schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="Constant, or from the peak to 0 over the training."
+    )
+    warmup: Share = Field(
+        default=0.0, description='Share of the training in which the rate rises from 0; "cosine".'
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="AdamW; or Muon for matrices and Adam for all else."
+    )
+    adam_beta_1: Share = Field(default=0.9, description="Adam's decay of the mean gradient.")
+    adam_beta_2: Share = Field(default=0.999, description="Adam's decay of the mean square.")
+    adam_epsilon: float = Field(default=1e-7, gt=0, le=1, description="Adam's ε.")
+    adam_rate_ratio: float = Field(
+        default=0.15, gt=0, le=1000, description="Adam's learning rate in units of Muon's."
+    )
+    muon_momentum: Share = Field(default=0.95, description="Muon's, in Nesterov's form.")
+    muon_steps: int = Field(
+        default=5,
+        ge=1,
+        le=100,
+        description="Of Newton-Schulz, to make Muon's updates orthogonal.",
+    )
+    decay_matrices_only: bool = Field(
+        default=False,
+        description="Biases, scales and shifts of normalizations and positions do not decay.",
+    )
+    gradient_clip_norm: float = Field(
+        default=0.0, ge=0, description="Norm of all gradients together, at most; 0: any."
+    )
+    ema_momentum: Share = Field(
+        default=0.0,
+        description="Of the moving average of the weights that is evaluated and exported in place "
+        "of the last ones; 0: the last ones. Batch statistics are then averaged as long.",
+    )
+    label_smoothing: Share = Field(
+        default=0.0, description="Share of a label's probability that all classes divide."
+    )
+    dropout_rate: Share = Field(
+        default=0.0, description="Of attention weights, and after each layer of a block's MLP."
+    )
+    head_dropout_rate: Share = Field(
+        default=0.0, description="Before the classifier, and after its hidden layers."
+    )
+    mixed_precision: bool = Field(
+        default=False,
+        description="Compute in bfloat16 where the processor is fast at it; variables and the "
+        "exported model stay float32.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.warmup and self.learning_rate_schedule != "cosine":
             raise ValueError(
-                f"batch_normalization is for blocks without dropout, whose MLP has one hidden "
-                f"layer and a linear output, but dropout_rate is {self.dropout_rate}, "
-                f"transformer_units {self.transformer_units} and linear_mlp_output "
-                f"{self.linear_mlp_output}."
-            )
-        if self.depthwise_convolution and not self.batch_normalization:
-            raise ValueError(
-                "depthwise_convolution is for blocks with batch_normalization, which is False."
+                f"warmup is {self.warmup}, but learning_rate_schedule is "
+                f"{self.learning_rate_schedule!r}: use 'cosine', or a warmup of 0."
             )
 
-    def _check_tokenizer(self) -> None:
-        pairs = self.tokenizer_residual_pairs
-        if not isinstance(pairs, tuple) or not all(
-            isinstance(number, int) and number >= 0 for number in pairs
-        ):
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Preset:
+    """The hyperparameters of one Vision Transformer and of its training.
+
+    Immutable; `replace` makes a variant, which is checked again.
+
+    Raises:
+        ValueError: Two parts contradict each other.
+    """
+
+    name: str = Field(min_length=1, description="What it is chosen by.")
+    description: str = Field(description="One sentence for `--help`.")
+    image_size: int = Field(
+        ge=1, le=4096, description="Side in pixels up to which images are stored as they are."
+    )
+    architecture: Architecture
+    augmentation: Augmentation
+    training: Training
+    floors: Mapping[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict,
+        description="By the name of a metric of the gate, the lowest value on the test split with "
+        "which a model may be pushed; those of `pipeline.gate` where it has none.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.architecture.block == "batch_norm" and self.training.dropout_rate:
             raise ValueError(
-                f"tokenizer_residual_pairs is {pairs!r}: it must be a tuple of whole numbers of at "
-                "least 0."
-            )
-        if pairs and len(pairs) != len(self.tokenizer_filters):
-            raise ValueError(
-                f"tokenizer_residual_pairs is {pairs!r}: it must be empty or have a number for "
-                f"each of tokenizer_filters, which is {self.tokenizer_filters!r}."
-            )
-        if not self.tokenizer_filters:
-            return
-        if self.tokenizer_filters[-1] != self.projection_dim:
-            raise ValueError(
-                f"tokenizer_filters is {self.tokenizer_filters!r}, but its last width is that of "
-                f"the tokens: end it with projection_dim = {self.projection_dim}."
-            )
-        step = 2 ** (len(self.tokenizer_filters) - 1)
-        if self.image_size % step or self.patch_size != step:
-            raise ValueError(
-                f"{len(self.tokenizer_filters)} tokenizer_filters make a token of {step} x {step} "
-                f"pixels: set patch_size, which is {self.patch_size}, to {step}, and image_size, "
-                f"which is {self.image_size}, to a multiple of it."
+                f"training.dropout_rate is {self.training.dropout_rate}, but architecture.block "
+                "'batch_norm' has no dropout: set it to 0."
             )
 
-    def _check_number(self, field: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
-        value = getattr(self, field)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not is_allowed(value):
-            raise ValueError(f"{field} is {value!r}: it must be {allowed}.")
+
+_PARTS = {"architecture": Architecture, "augmentation": Augmentation, "training": Training}
+# Every field of the parts, "training.epochs"; the last words are unique, too.
+FIELDS = {
+    f"{part}.{name}": field
+    for part, kind in _PARTS.items()
+    for name, field in kind.__pydantic_fields__.items()  # type: ignore[attr-defined]
+}
+_SHORT = {name.partition(".")[2]: name for name in FIELDS}
+ADAPTER: TypeAdapter[Preset] = TypeAdapter(Preset)
 
 
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def replace(preset: Preset, **fields: Any) -> Preset:
+    """Makes a variant of a preset.
+
+    Args:
+        preset: It is not changed.
+        **fields: New values of its own fields or of its parts'.
+
+    Returns:
+        The variant.
+
+    Raises:
+        PresetError: See there.
+    """
+    own = {name: fields.pop(name) for name in list(fields) if name not in _SHORT}
+    try:
+        preset = dataclasses.replace(preset, **own)
+    except ValidationError as error:
+        raise _error(error, own) from None
+    return override(preset, {_SHORT[name]: value for name, value in fields.items()})
 
 
-def _nearest_divisor(number: int, target: int) -> int:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: (abs(d - target), -d))
+def override(preset: Preset, values: Mapping[str, Any]) -> Preset:
+    """The same by whole names, of values that may be text.
+
+    Args:
+        preset: It is not changed.
+        values: By the name, "training.epochs"; text is read as JSON where the field is no text.
+
+    Raises:
+        PresetError: See there.
+    """
+    document = ADAPTER.dump_python(preset)
+    for name, value in values.items():
+        if name not in FIELDS:
+            close = difflib.get_close_matches(name, FIELDS, n=3, cutoff=0.7)
+            same = [field for field in FIELDS if field.endswith(f".{name}")]
+            hint = f"did you mean {' or '.join(same or close)}?"
+            if not same and not close:
+                hint = f"there are {', '.join(FIELDS)}."
+            raise PresetError(f"there is no field {name!r} in a preset: {hint}")
+        part, _, field = name.partition(".")
+        document[part][field] = _parsed(value)
+    try:
+        return ADAPTER.validate_python(document)
+    except ValidationError as error:
+        raise _error(error, values) from None
+
+
+def differences(preset: Preset, other: Preset) -> dict[str, Any]:
+    """The fields of a preset's parts, by whole names, whose values another one does not have."""
+    ours, theirs = ADAPTER.dump_python(preset, mode="json"), ADAPTER.dump_python(other, mode="json")
+    pairs = ((name, *name.split(".")) for name in FIELDS)
+    return {
+        name: ours[part][field]
+        for name, part, field in pairs
+        if ours[part][field] != theirs[part][field]
+    }
+
+
+def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Reads `--set`'s values.
+
+    Args:
+        texts: Each "training.epochs=3"; of one field the last one counts.
+
+    Returns:
+        Value by name, for `override`.
+
+    Raises:
+        PresetError: There is no "=" in one.
+    """
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise PresetError(f"--set {text!r} is not NAME=VALUE, as training.label_smoothing=0.1")
+        values[name.strip()] = _parsed(value.strip())
+    return values
+
+
+def _parsed(value: Any) -> Any:
+    """Numbers, lists, true, false and null of a text; else the value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _error(error: ValidationError, values: Mapping[str, Any]) -> PresetError:
+    """One line for people: field, value, what is allowed, and what it means."""
+    first = error.errors()[0]
+    name = ".".join(str(step) for step in first["loc"][:2])
+    reason = first["msg"].removeprefix("Value error, ")
+    if name not in FIELDS:
+        # Two fields that contradict each other: it names them.
+        return PresetError(reason if first["type"] == "value_error" else f"{name}: {reason}")
+    reason = reason[0].lower() + reason[1:]
+    value = values.get(name, first["input"])
+    return PresetError(f"{name} is {value!r}: {reason}. ({FIELDS[name].description})")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 
-from trainer.preset import Preset
+from trainer.preset import Architecture, Augmentation, Preset, Training, replace
 
 # `notebook`: the keras.io example "Image classification with Vision Transformer" (K. Salama) at
 # the settings of the reference notebook. 49 tokens; the resize is not counted in the MACs.
@@ -26,24 +25,27 @@ _NOTEBOOK = Preset(
         "20 epochs to about 33 % top-1 and 64 % top-5, meant for a GPU."
     ),
     image_size=224,
-    patch_size=32,
-    projection_dim=64,
-    num_heads=4,
-    key_dim=64,
-    transformer_layers=12,
-    transformer_units=(128, 64),
-    mlp_head_units=(2048, 1024),
-    dropout_rate=0.1,
-    head_dropout_rate=0.5,
-    layer_norm_epsilon=1e-6,
-    random_flip=True,
-    random_rotation=0.02,
-    random_zoom=0.2,
-    epochs=20,
-    batch_size=256,
-    learning_rate=1e-3,
-    learning_rate_schedule="constant",
-    weight_decay=1e-3,
+    architecture=Architecture(
+        embedding="patches",
+        block="layer_norm",
+        resize=224,
+        patch_size=32,
+        projection_dim=64,
+        num_heads=4,
+        key_dim=64,
+        transformer_layers=12,
+        transformer_units=(128, 64),
+        mlp_head_units=(2048, 1024),
+    ),
+    augmentation=Augmentation(random_flip=True, random_rotation=0.02, random_zoom=0.2),
+    training=Training(
+        epochs=20,
+        batch_size=256,
+        learning_rate=1e-3,
+        weight_decay=1e-3,
+        dropout_rate=0.1,
+        head_dropout_rate=0.5,
+    ),
     floors={"top_1_accuracy": 0.05, "top_5_accuracy": 0.20},
 )
 
@@ -57,28 +59,31 @@ _NOTEBOOK = Preset(
 _TINY = Preset(
     name="tiny",
     description=(
-        "A smoke test (63 k parameters, 32 x 32 pixels, patches of 8): trains in seconds to show "
+        "A smoke test (63 k parameters at 32 x 32 pixels, patches of 8): trains in seconds to show "
         "that everything runs; no accuracy is promised."
     ),
     image_size=32,
-    patch_size=8,
-    projection_dim=32,
-    num_heads=2,
-    key_dim=16,
-    transformer_layers=2,
-    transformer_units=(64, 32),
-    mlp_head_units=(64,),
-    dropout_rate=0.1,
-    head_dropout_rate=0.1,
-    layer_norm_epsilon=1e-6,
-    random_flip=True,
-    random_rotation=0.02,
-    random_zoom=0.2,
-    epochs=1,
-    batch_size=64,
-    learning_rate=1e-3,
-    learning_rate_schedule="cosine",
-    weight_decay=1e-3,
+    architecture=Architecture(
+        embedding="patches",
+        block="layer_norm",
+        patch_size=8,
+        projection_dim=32,
+        num_heads=2,
+        key_dim=16,
+        transformer_layers=2,
+        transformer_units=(64, 32),
+        mlp_head_units=(64,),
+    ),
+    augmentation=Augmentation(random_flip=True, random_rotation=0.02, random_zoom=0.2),
+    training=Training(
+        epochs=1,
+        batch_size=64,
+        learning_rate=1e-3,
+        learning_rate_schedule="cosine",
+        weight_decay=1e-3,
+        dropout_rate=0.1,
+        head_dropout_rate=0.1,
+    ),
 )
 
 # `compact`: learns fast on a CPU. A Compact Convolutional Transformer (Hassani et al.,
@@ -96,40 +101,38 @@ _TINY = Preset(
 _COMPACT = Preset(
     name="compact",
     description=(
-        "A small transformer on convolutional tokens (0.58 M parameters, 32 x 32 pixels) that "
+        "A small transformer on convolutional tokens (0.58 M parameters at 32 x 32 pixels) that "
         "learns fast on a CPU."
     ),
     image_size=32,
-    patch_size=4,
-    projection_dim=128,
-    num_heads=4,
-    key_dim=32,
-    transformer_layers=3,
-    transformer_units=(256, 128),
-    mlp_head_units=(),
-    dropout_rate=0.0,
-    head_dropout_rate=0.0,
-    layer_norm_epsilon=1e-6,
-    random_flip=True,
-    random_rotation=0.0,
-    random_zoom=0.0,
-    epochs=11,
-    batch_size=128,
-    learning_rate=0.012,
-    learning_rate_schedule="cosine",
-    weight_decay=0.03,
+    architecture=Architecture(
+        embedding="convolutions",
+        block="batch_norm",
+        tokenizer_filters=(32, 64, 128),
+        tokenizer_residual_pairs=(0, 1, 0),
+        projection_dim=128,
+        num_heads=4,
+        key_dim=32,
+        transformer_layers=3,
+        transformer_units=(256, 128),
+        linear_mlp_output=True,
+        sequence_pooling=True,
+    ),
+    augmentation=Augmentation(random_flip=True, random_shift=2),
+    training=Training(
+        epochs=11,
+        batch_size=128,
+        learning_rate=0.012,
+        learning_rate_schedule="cosine",
+        warmup=0.1,
+        weight_decay=0.03,
+        decay_matrices_only=True,
+        optimizer="muon",
+        adam_beta_2=0.98,
+        label_smoothing=0.1,
+        mixed_precision=True,
+    ),
     floors={"top_1_accuracy": 0.05, "top_5_accuracy": 0.20},
-    tokenizer_filters=(32, 64, 128),
-    tokenizer_residual_pairs=(0, 1, 0),
-    sequence_pooling=True,
-    batch_normalization=True,
-    linear_mlp_output=True,
-    random_shift=2,
-    label_smoothing=0.1,
-    warmup=0.1,
-    optimizer="muon",
-    decay_matrices_only=True,
-    mixed_precision=True,
 )
 
 # `compact_long`: `compact` with more augmentation, for more epochs. After 21 of 46 epochs `compact`
@@ -141,7 +144,7 @@ _COMPACT = Preset(
 #                .758 / .937 after 82 epochs of all 50,000 images (results/h200_compact_long.json)
 #   cost         two hours on two CPU cores with AMX: 726 images/s; 66 s on one H200 from the start
 #                of the process: 107,000 images/s, 1.2 ms a step
-_COMPACT_LONG = dataclasses.replace(
+_COMPACT_LONG = replace(
     _COMPACT,
     name="compact_long",
     description=(
@@ -163,7 +166,7 @@ _COMPACT_LONG = dataclasses.replace(
 #                counted by a program that missed a share of the hits (at least .711; see
 #                results/h200_compact_wide.json), which is mended and not measured again
 #   cost         55,000 images/s on one H200, 4.6 ms a step of 256: 366 s for these epochs
-_COMPACT_WIDE = dataclasses.replace(
+_COMPACT_WIDE = replace(
     _COMPACT_LONG,
     name="compact_wide",
     description="`compact_long`, wider (3.9 M parameters), for ten minutes on a GPU.",

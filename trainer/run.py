@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -28,13 +27,14 @@ from trainer import (
     known_answers,
     precision,
     presets,
-    schedule,
     warm_start,
 )
-from trainer.input import make_dataset, mix_batches, read_examples, seed_after
+from trainer import report as reports
+from trainer.input import make_dataset, read_examples, training_batches
 from trainer.network import model
 from trainer.network.mixing import Mixing
-from trainer.preset import OVERRIDES, Preset
+from trainer.optimizer import compile_network
+from trainer.preset import OVERRIDES, Preset, override, replace
 
 if TYPE_CHECKING:
     from tfx.components.trainer.fn_args_utils import FnArgs
@@ -58,7 +58,7 @@ class Inputs(NamedTuple):
     Attributes:
       transform_output: Transform's result.
       card: Of the data set.
-      train: Batches of the train split; `shuffle_seed` gives their order.
+      train: Gives the batches of the train split from a `first_step` on, with a `mixing`.
       train_split: The same examples, as a tensor.
       validation: Batches of the validation split.
       validation_split: The same examples, as an array.
@@ -84,6 +84,10 @@ class Inputs(NamedTuple):
         """Images of the train split."""
         return len(self.train_split.labels)
 
+    def steps(self, preset: Preset) -> int:
+        """Steps of an epoch."""
+        return math.ceil(self.train_examples / preset.training.batch_size)
+
 
 class Trained(NamedTuple):
     """What a training has made.
@@ -92,13 +96,19 @@ class Trained(NamedTuple):
       network: Computes in float32.
       history: Metrics of each epoch.
       answers: See `trainer.known_answers.compute`; of the engine that has trained.
-      how: The report's `precision`, `device`, `devices` and `versions`.
+      precision: See `trainer.report.TrainingReport`, as for the rest.
+      device: On which.
+      devices: How many.
+      versions: Of the engine.
     """
 
     network: keras.Model
     history: list[dict[str, float]]
     answers: dict[str, list[Any]]
-    how: dict[str, Any]
+    precision: str
+    device: str
+    devices: int
+    versions: Mapping[str, str]
 
 
 def run_fn(fn_args: FnArgs) -> None:
@@ -122,72 +132,110 @@ def run_fn(fn_args: FnArgs) -> None:
       trainer.warm_start.WarmStartError: The model to start from does not fit.
       ValueError: A hyperparameter is out of range, or a split is empty.
     """
-    callbacks.return_freed_memory()
-    engines.share_gpus()
-    config = fn_args.custom_config
-    preset = configured_preset(config)
-    tuned = fn_args.hyperparameters["values"] if fn_args.hyperparameters else {}
-    preset = hyperparameters.apply(preset, tuned)
-    keras.utils.set_random_seed(config["seed"])
-    preset, inputs = read_inputs(fn_args, preset)
-    base = inputs.base
-
+    preset, inputs, tuned = prepare(fn_args)
+    checkpoints = os.path.join(
+        fn_args.custom_config["checkpoint_dir"], run_key(fn_args.custom_config, inputs, tuned)
+    )
     network = build_network(preset, inputs)
-    start: dict[str, Any] | None = None
-    if base:
-        metrics = network.evaluate(inputs.validation, verbose=0, return_dict=True)
-        accuracy = round(metrics["top_1_accuracy"], 6)
-        start = {"epochs": base.epochs, "val_top_1_accuracy": accuracy}
-        print(
-            f"  starting from the model pushed last: {base.epochs} "
-            f"epoch{'s' if base.epochs > 1 else ''} of training, validation top-1 {accuracy:.4f}",
-            flush=True,
-        )
-        if preset.name == base.report["preset"]["name"]:
-            tuned = {**base.tuned_architecture, **tuned}
-    elif fn_args.base_model is not None:
-        print("  no model was pushed yet to start from: training from scratch", flush=True)
-    checkpoints = os.path.join(config["checkpoint_dir"], run_key(config, inputs, tuned))
+    start = _evaluated_start(network, inputs, asked_for=fn_args.base_model is not None)
     train = _train_with_jax if inputs.engine == engines.JAX else _train_with_tensorflow
     trained = train(network, inputs, preset, fn_args.model_run_dir, checkpoints)
-
-    mean, variance = export.channel_statistics(inputs.transform_output)
-    report = {
-        "dataset": inputs.card.name,
-        "limit": inputs.card.limit,
-        "subset": inputs.card.subset,
-        "train_examples": inputs.train_examples,
-        "preset": dataclasses.asdict(preset),
-        "tuned": dict(tuned) or None,
-        "base_model": start,
-        "seed": config["seed"],
-        "engine": inputs.engine,
-        **trained.how,
-        "trainable_parameters": sum(
-            math.prod(variable.shape) for variable in trained.network.trainable_variables
-        ),
-        "normalization": {"mean": mean.tolist(), "variance": variance.tolist()},
-        "history": trained.history,
-    }
-    report["versions"] |= {"tensorflow": tf.__version__, "keras": keras.__version__}
     export.export_model(
         trained.network,
         inputs.transform_output,
         inputs.card,
         fn_args.serving_model_dir,
         {
-            export.TRAINING_REPORT_FILE: report,
-            known_answers.KNOWN_ANSWERS_FILE: trained.answers,
+            reports.REPORT_FILE: _report(preset, inputs, tuned, start, trained).to_json(),
+            known_answers.KNOWN_ANSWERS_FILE: json.dumps(trained.answers, indent=1) + "\n",
         },
     )
     # Only now, so that a full disk while exporting does not cost the training.
     tf.io.gfile.rmtree(checkpoints)
 
 
+def prepare(fn_args: FnArgs) -> tuple[Preset, Inputs, dict[str, Any]]:
+    """Reads all that a training or a search depends on.
+
+    Args:
+      fn_args: See `run_fn`.
+
+    Returns:
+      The preset with all that is set otherwise; what was read; and what a Tuner has chosen, for
+      this training or for the model that it starts from.
+
+    Raises:
+      trainer.engines.EngineError: The engine cannot be used.
+      trainer.export.ExportError: The transform graph is of other code than this.
+      trainer.warm_start.WarmStartError: The model to start from does not fit.
+      ValueError: A hyperparameter is out of range, or a split is empty.
+    """
+    callbacks.return_freed_memory()
+    engines.share_gpus()
+    config = fn_args.custom_config
+    keras.utils.set_random_seed(config["seed"])
+    tuned = dict(fn_args.hyperparameters["values"]) if fn_args.hyperparameters else {}
+    preset = hyperparameters.apply(configured_preset(config), tuned)
+    preset, inputs = read_inputs(fn_args, preset)
+    if inputs.base and preset.name == inputs.base.report.preset.name:
+        tuned = {**inputs.base.tuned_architecture, **tuned}
+    return preset, inputs, tuned
+
+
 def configured_preset(config: Mapping[str, Any]) -> Preset:
     """Reads the preset and what overrides it out of a component's `custom_config`."""
-    return dataclasses.replace(
-        presets.get_preset(config["preset"]), **{name: config[name] for name in OVERRIDES}
+    preset = override(presets.get_preset(config["preset"]), config["set"])
+    return replace(preset, **{name: config[name] for name in OVERRIDES})
+
+
+def _evaluated_start(
+    network: keras.Model, inputs: Inputs, *, asked_for: bool
+) -> reports.Start | None:
+    """Measures the model that training starts from, and says which it is."""
+    base = inputs.base
+    if base is None:
+        if asked_for:
+            print("  no model was pushed yet to start from: training from scratch", flush=True)
+        return None
+    metrics = network.evaluate(inputs.validation, verbose=0, return_dict=True)
+    accuracy = round(metrics["top_1_accuracy"], 6)
+    epochs = base.report.epochs
+    print(
+        f"  starting from the model pushed last: {epochs} epoch{'s' if epochs > 1 else ''} of "
+        f"training, validation top-1 {accuracy:.4f}",
+        flush=True,
+    )
+    return reports.Start(epochs, accuracy)
+
+
+def _report(
+    preset: Preset,
+    inputs: Inputs,
+    tuned: Mapping[str, Any],
+    start: reports.Start | None,
+    trained: Trained,
+) -> reports.TrainingReport:
+    mean, variance = export.channel_statistics(inputs.transform_output)
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    return reports.TrainingReport(
+        dataset=inputs.card.name,
+        limit=inputs.card.limit,
+        subset=inputs.card.subset,
+        train_examples=inputs.train_examples,
+        preset=preset,
+        tuned=tuned or None,
+        base_model=start,
+        seed=inputs.seed,
+        engine=inputs.engine,
+        precision=trained.precision,
+        device=trained.device,
+        devices=trained.devices,
+        versions={**trained.versions, **versions},
+        trainable_parameters=sum(
+            math.prod(variable.shape) for variable in trained.network.trainable_variables
+        ),
+        normalization=reports.Normalization(tuple(mean.tolist()), tuple(variance.tolist())),
+        history=trained.history,
     )
 
 
@@ -218,16 +266,17 @@ def read_inputs(fn_args: FnArgs, preset: Preset) -> tuple[Preset, Inputs]:
     train = Split(tf.constant(images), labels)
     del images  # 150 MB; the tensor is a copy
     validation = Split(*read_examples(fn_args.eval_files))
-    transform = transform_output, card.shape
+    transform, size = (transform_output, card.shape), preset.training.batch_size
+    seed = fn_args.custom_config["seed"]
     return preset, Inputs(
         transform_output,
         card,
-        functools.partial(make_dataset, *train, *transform, batch_size=preset.batch_size),
+        functools.partial(training_batches, *train, *transform, batch_size=size, seed=seed),
         train,
-        make_dataset(*validation, *transform, batch_size=preset.batch_size),
+        make_dataset(*validation, *transform, batch_size=size),
         validation,
         base,
-        fn_args.custom_config["seed"],
+        seed,
         engine,
         os.path.join(fn_args.custom_config["checkpoint_dir"], "compiled"),
     )
@@ -249,8 +298,7 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
         network = model.build_model(preset, card.shape, card.num_classes, seed=inputs.seed)
         if inputs.base:
             warm_start.load_weights(network, inputs.base)
-        steps = math.ceil(inputs.train_examples / preset.batch_size)
-        schedule.compile_network(network, preset, steps_per_epoch=steps)
+        compile_network(network, preset, steps_per_epoch=inputs.steps(preset))
     return network
 
 
@@ -295,17 +343,18 @@ def fit(
     Returns:
       Metric -> its values after each epoch that was trained now.
     """
-    epochs, budget = preset.epochs, None
-    if preset.train_minutes:
-        budget = callbacks.TimeBudget(preset, spent)
+    training, budget, steps = preset.training, None, inputs.steps(preset)
+    epochs = training.epochs
+    if training.train_minutes:
+        budget = callbacks.TimeBudget(training, spent)
         epochs = sys.maxsize if budget.progress < 1.0 else finished
     verbose, progress = callbacks.progress(budget)
-    seed = seed_after(inputs.seed, finished)
-    train = inputs.train(shuffle_seed=seed)
-    if preset.mixes_labels:
-        train = mix_batches(train, Mixing(preset, inputs.card.num_classes), seed=seed)
+    mixing = None
+    if preset.augmentation.mixes_labels:
+        mixing = Mixing(preset.augmentation, inputs.card.num_classes)
     history: dict[str, list[float]] = network.fit(
-        train,
+        inputs.train(first_step=finished * steps, mixing=mixing),
+        steps_per_epoch=steps,
         validation_data=inputs.validation,
         initial_epoch=finished,
         epochs=epochs,
@@ -313,7 +362,7 @@ def fit(
         shuffle=False,  # Keras's own, which data sets do not have and newer ones warn about
         callbacks=[
             *([budget] if budget else []),  # before those that read its metric
-            *([keras.callbacks.SwapEMAWeights()] if preset.ema_momentum else []),
+            *([keras.callbacks.SwapEMAWeights()] if training.ema_momentum else []),
             *kept,
             callbacks.EpochSeeds(),
             callbacks.FiniteLoss(),
@@ -332,15 +381,11 @@ def _train_with_tensorflow(
         tf.config.experimental.get_device_details(gpu)
         for gpu in tf.config.list_physical_devices("GPU")
     ]
-    how = {
-        "precision": network.dtype_policy.name,
-        "device": details[0].get("device_name", "GPU") if details else "cpu",
-        "devices": len(details) or 1,
-        "versions": {},
-    }
+    policy = network.dtype_policy.name
     network = precision.in_float32(network, preset)
     answers = known_answers.compute(network, inputs.validation_split.images, inputs.validation)
-    return Trained(network, history, answers, how)
+    device = details[0].get("device_name", "GPU") if details else "cpu"
+    return Trained(network, history, answers, policy, device, len(details) or 1, {})
 
 
 def _train_with_jax(
@@ -350,14 +395,9 @@ def _train_with_jax(
     network.set_weights(trained.weights)
     result = trained.result
     callbacks.log_epochs(result.history, log_dir)
-    how = {
-        "precision": result.precision,
-        "device": result.device,
-        "devices": result.devices,
-        "versions": dict(result.versions),
-    }
     answers = jax_engine.checked_answers(network, inputs, result)
-    return Trained(network, result.history, answers, how)
+    how = result.precision, result.device, result.devices, result.versions
+    return Trained(network, result.history, answers, *how)
 
 
 def _fit(
@@ -372,7 +412,7 @@ def _fit(
         history.restore(finished)
         callbacks.log_epochs(history.epochs, log_dir)
         print(f"  continuing after epoch {finished}", flush=True)
-    timed = finished and preset.train_minutes
+    timed = finished and preset.training.train_minutes
     fit(
         network,
         inputs,

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_tuner.engine import base_tuner
 from keras_tuner.engine import trial as trial_module
 
-from trainer import callbacks, engines, hyperparameters, jax_engine, run
+from trainer import engines, hyperparameters, jax_engine, run
 from trainer.hyperparameters import AUGMENTATION, DEPTH, LEARNING_RATE, WEIGHT_DECAY
 from trainer.on_jax.process import OutOfMemoryError
 from trainer.preset import Preset
@@ -63,12 +63,8 @@ def tuner_fn(fn_args: FnArgs) -> TunerFnResult:
       trainer.warm_start.WarmStartError: The model to start from does not fit.
       ValueError: A hyperparameter is out of range, or a split is empty.
     """
-    callbacks.return_freed_memory()
-    engines.share_gpus()
+    preset, inputs, _ = run.prepare(fn_args)
     config = fn_args.custom_config
-    preset = run.configured_preset(config)
-    keras.utils.set_random_seed(config["seed"])
-    preset, inputs = run.read_inputs(fn_args, preset)
     trial_preset = hyperparameters.shorten(preset, config["trial_fraction"])
     oracle = _Oracle(
         objective=OBJECTIVE,
@@ -100,10 +96,10 @@ def search_space(preset: Preset, *, fixed_architecture: bool) -> keras_tuner.Hyp
     """
     space = keras_tuner.HyperParameters()
     for name, reach in ((LEARNING_RATE, _LEARNING_RATE_RANGE), (WEIGHT_DECAY, _WEIGHT_DECAY_RANGE)):
-        value = getattr(preset, name)
+        value = getattr(preset.training, name)
         if value:
             space.Float(name, value / reach, value * reach, sampling="log", default=value)
-    layers = preset.transformer_layers
+    layers = preset.architecture.transformer_layers
     if not fixed_architecture:
         reach = max(1, layers // 2)
         space.Int(DEPTH, max(1, layers - reach), layers + reach, default=layers)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -14,8 +12,11 @@ import tensorflow as tf
 
 from dataset import card as data_card
 from dataset.card import DataCard
+from dataset.format import DataError
 from trainer import export, weights
-from trainer.preset import ARCHITECTURE, Preset
+from trainer import report as reports
+from trainer.preset import Architecture, Preset, replace
+from trainer.report import TrainingReport
 
 
 class WarmStartError(RuntimeError):
@@ -28,25 +29,19 @@ class BaseModel:
 
     Attributes:
       weights: Path of its weights.
-      report: How it was trained (`trainer.export.TRAINING_REPORT_FILE`).
+      report: How it was trained.
       card: What it was trained on (`dataset.card`).
     """
 
     weights: str
-    report: Mapping[str, Any]
+    report: TrainingReport
     card: DataCard
-
-    @property
-    def epochs(self) -> int:
-        """Epochs that have led to it, those of the models that it was started from included."""
-        earlier = self.report.get("base_model")
-        return len(self.report["history"]) + (earlier["epochs"] if earlier else 0)
 
     @property
     def tuned_architecture(self) -> dict[str, Any]:
         """What a Tuner has chosen of its architecture, in place of its preset's."""
-        tuned = self.report.get("tuned") or {}
-        return {name: value for name, value in tuned.items() if name in ARCHITECTURE}
+        names = {field.name for field in dataclasses.fields(Architecture)}
+        return {name: value for name, value in (self.report.tuned or {}).items() if name in names}
 
     def packed_weights(self) -> bytes:
         """Reads its weights, as `trainer.weights` has them."""
@@ -71,34 +66,33 @@ class BaseModel:
         Raises:
           WarmStartError: The architecture is another one, or the classes are.
         """
-        theirs = self.report["preset"]
-        if theirs["name"] == preset.name:
-            preset = dataclasses.replace(preset, **self.tuned_architecture)
-        ours = json.loads(json.dumps(dataclasses.asdict(preset)))  # lists for tuples, as there
-        # A field that is newer than the model has the value that leaves all as it was.
-        defaults = {field.name: field.default for field in dataclasses.fields(Preset)}
-        defaults = json.loads(json.dumps(defaults, default=str))
+        theirs = self.report.preset
+        if theirs.name == preset.name:
+            preset = replace(preset, **self.tuned_architecture)
+        ours = dataclasses.asdict(preset.architecture)
         differences = [
-            f"{name} is {theirs.get(name, defaults[name])} there and {ours[name]} here"
-            for name in ARCHITECTURE
-            if theirs.get(name, defaults[name]) != ours[name]
+            f"{name} is {value} there and {ours[name]} here"
+            for name, value in dataclasses.asdict(theirs.architecture).items()
+            if value != ours[name]
         ]
+        if not theirs.architecture.resize and self.card.shape != card.shape:
+            differences.append(f"images are {self.card.shape} there and {card.shape} here")
         if differences:
             raise WarmStartError(
                 f"training of preset {preset.name!r} cannot start from the model pushed last, "
-                f"which is of preset {theirs['name']!r}: {'; '.join(differences)}. Train that "
+                f"which is of preset {theirs.name!r}: {'; '.join(differences)}. Train that "
                 "preset (--preset), or from scratch (without --warm_start)."
             )
         names, here = self.card.classes, card.classes
         if names != here:
             pairs = itertools.zip_longest(names, here)
-            index, (theirs, ours) = next(
+            index, (there, found) = next(
                 (index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]
             )
             raise WarmStartError(
                 f"training cannot start from the model pushed last, which knows other classes than "
                 f"the data: {len(names)} there and {len(here)} here, and class {index} is "
-                f"{theirs!r} there and {ours!r} here. Train from scratch (without --warm_start)."
+                f"{there!r} there and {found!r} here. Train from scratch (without --warm_start)."
             )
         return preset
 
@@ -113,7 +107,7 @@ def read_base_model(folder: str | None) -> BaseModel | None:
       The model; None where there is none, as before the first one was pushed.
 
     Raises:
-      WarmStartError: It was exported without its weights.
+      WarmStartError: It was exported without its weights, or by another version.
     """
     if folder is None or not tf.io.gfile.exists(folder):
         return None
@@ -125,9 +119,18 @@ def read_base_model(folder: str | None) -> BaseModel | None:
             "project that did not keep the trained weights has exported it. Train once from "
             "scratch (without --warm_start)."
         )
-    report = json.loads(_read(f"{extra}/{export.TRAINING_REPORT_FILE}"))
-    path = f"{extra}/{data_card.CARD_FILE}"
-    return BaseModel(weights, report, data_card.from_json(_read(path), path))
+    report, card = f"{extra}/{reports.REPORT_FILE}", f"{extra}/{data_card.CARD_FILE}"
+    try:
+        return BaseModel(
+            weights,
+            reports.from_json(_read(report), report),
+            data_card.from_json(_read(card), card),
+        )
+    except (reports.ReportError, DataError) as error:
+        raise WarmStartError(
+            f"training cannot start from the model pushed last: {error}. Or train once from "
+            "scratch (without --warm_start)."
+        ) from error
 
 
 def load_weights(network: keras.Model, base: BaseModel) -> None:

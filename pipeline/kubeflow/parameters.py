@@ -154,7 +154,7 @@ def pipeline_parameters(
 
     base_model = [Place("BaseModel", "serving_dir")] if config.warm_start else []
 
-    floors = config.resolve_gate(preset, classes).floors
+    floors, settings = config.resolve_gate(preset, classes).floors, preset.training
 
     def threshold(metric: GateMetric, *path: str, negative: bool = False) -> Place:
         where = ("metrics_specs", 0, "metrics", metric, "per_slice_thresholds", 0, "threshold")
@@ -207,19 +207,19 @@ def pipeline_parameters(
             "the model; the parameters below do not follow it by themselves",
             training("preset"),
         ),
-        Parameter("epochs", preset.epochs, "passes over the data", training("epochs")),
+        Parameter("epochs", settings.epochs, "passes over the data", training("epochs")),
         Parameter(
             "train_minutes",
-            float(preset.train_minutes),
+            float(settings.train_minutes),
             "train for so long rather than for epochs; 0: for epochs",
             training("train_minutes"),
         ),
-        Parameter("batch_size", preset.batch_size, "images a step", training("batch_size")),
+        Parameter("batch_size", settings.batch_size, "images a step", training("batch_size")),
         Parameter(
-            "learning_rate", float(preset.learning_rate), "its peak", training("learning_rate")
+            "learning_rate", float(settings.learning_rate), "its peak", training("learning_rate")
         ),
         Parameter(
-            "weight_decay", float(preset.weight_decay), "decoupled", training("weight_decay")
+            "weight_decay", float(settings.weight_decay), "decoupled", training("weight_decay")
         ),
         Parameter("engine", config.engine, "auto, tensorflow or jax", training("engine")),
         Parameter("seed", config.seed, "of everything random", training("seed")),

@@ -120,7 +120,7 @@ def test_every_component_runs(installation: Installation, first: dict[str, Execu
     assert (version / "saved_model.pb").exists()
     assert report(version)["preset"]["name"] == "tiny"
     assert report(version)["dataset"] == "synthetic"
-    assert report(version)["preset"]["batch_size"] == 32
+    assert report(version)["preset"]["training"]["batch_size"] == 32
     assert len(report(version)["history"]) == 1
     assert report(version)["base_model"] is None
     assert "no model was pushed yet to start from: training from scratch" in first["Trainer"].log

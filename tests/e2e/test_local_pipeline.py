@@ -294,7 +294,8 @@ def test_changed_data_run_again_with_tuning_and_exports(project: Project):
     training = json.loads((version / "assets.extra" / "training.json").read_text())
     found = ["learning_rate", "weight_decay", "transformer_layers", "augmentation"]
     assert list(training["tuned"]) == found
-    assert training["preset"]["learning_rate"] == training["tuned"]["learning_rate"]
+    settings = training["preset"]["training"]
+    assert settings["learning_rate"] == training["tuned"]["learning_rate"]
     exports = version / "assets.extra" / "exports"
     made = sorted(path.name for path in exports.iterdir())
     assert made == ["labels.txt", "model.onnx", "report.json"]

@@ -103,7 +103,7 @@ def test_a_file_that_compiling_again_does_not_change(
 
 def test_parameters_and_their_defaults(spec: dict[str, Any]):
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    tiny = get_preset("tiny")
+    tiny = get_preset("tiny").training
     assert {name: value.get("defaultValue") for name, value in parameters.items()} == {
         "data": "/data/cifar-100",
         "dataset_name": "cifar-100",
@@ -167,7 +167,7 @@ def test_parameters_become_parts_of_properties(tasks: dict[str, Any]):
     values = {
         "preset": "notebook", "epochs": 3, "train_minutes": 2.5, "batch_size": 64,
         "learning_rate": 0.01, "weight_decay": 0, "engine": "jax", "seed": 1,
-        "checkpoint_dir": "/c",
+        "checkpoint_dir": "/c", "set": {},
     }  # fmt: skip
     config = constant(tasks["Trainer"], "custom_config", values)
     assert config.pop("code")

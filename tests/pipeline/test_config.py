@@ -22,7 +22,9 @@ def test_every_knob_has_a_flag_that_sets_it():
         "verbosity": "info", "export": "onnx", "engine": "jax",
     }  # fmt: skip
     flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
+    flags += ["--set", "training.warmup=0", "--set", "augmentation.cutmix=1"]
     expected = {**values, "cache": False, "warm_start": True, "epochs": None}
+    expected["set"] = ("training.warmup=0", "augmentation.cutmix=1")
     assert dataclasses.asdict(parse_args([*flags, "--no_cache", "--warm_start"])) == expected
     assert parse_args(["--epochs", "3"]) == PipelineConfig(epochs=3)
 
@@ -61,6 +63,16 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
         (["--min_top_1_accuracy", ".5", "--min_top_5_accuracy", ".4"], "below min_top_1_accuracy"),
         (["--export", "onnx,tf"], "--export is 'onnx,tf': 'tf' is no format: there are tflite,"),
         (["--preset", "notbook"], "Did you mean 'notebook'?"),
+        (
+            ["--set", "augmentation.random_erasin=0.2"],
+            "there is no field 'augmentation.random_erasin' in a preset: did you mean "
+            "augmentation.random_erasing",
+        ),
+        (
+            ["--set", "augmentation.random_erasing=2"],
+            "augmentation.random_erasing is 2: input should be less than or equal to 1.",
+        ),
+        (["--set", "epochs"], "--set 'epochs' is not NAME=VALUE"),
         (["--seed", "-1"], "--seed is -1"),
         (["--seed", "4294967296"], "--seed is 4294967296: it must be 0 to 4294967295."),
         (["--limit", "99999999999999999999999"], "--limit is 99999999999999999999999: it must be"),
@@ -102,8 +114,17 @@ def test_refuses_what_it_cannot_use(
 
 def test_the_preset_takes_what_is_given_and_keeps_the_rest():
     preset = PipelineConfig(preset="notebook", batch_size=64, learning_rate=0.01).resolve_preset()
-    assert (preset.batch_size, preset.learning_rate) == (64, 0.01)
-    assert (preset.epochs, preset.weight_decay, preset.projection_dim) == (20, 1e-3, 64)
+    training = preset.training
+    assert (training.batch_size, training.learning_rate) == (64, 0.01)
+    assert (training.epochs, training.weight_decay) == (20, 1e-3)
+    assert preset.architecture.projection_dim == 64
+
+
+def test_a_flag_of_its_own_goes_before_set():
+    flags = ["--preset", "compact", "--set", "training.epochs=3", "--set", "training.warmup=0.2"]
+    training = parse_args(flags).resolve_preset().training
+    assert (training.epochs, training.warmup) == (3, 0.2)
+    assert parse_args([*flags, "--epochs", "5"]).resolve_preset().training.epochs == 5
 
 
 def test_a_top_1_threshold_raises_the_top_5_threshold_of_the_preset():

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from typing import Any
 
@@ -13,6 +12,7 @@ from tfx.utils import json_utils
 from components.code import fingerprint
 from pipeline.gate import TOP_1, TOP_5, Gate
 from pipeline.graph import DataSource, Tuning, create_pipeline, evaluation_config
+from trainer.preset import replace
 from trainer.presets import get_preset
 
 COMPONENTS = [
@@ -35,7 +35,7 @@ def build(**changes: Any) -> tfx.dsl.Pipeline:
         "pipeline_name": "vit",
         "pipeline_root": "/pipelines/vit",
         "data": DataSource(folder="/data", name="cifar-100", fingerprint="f00d", limit=1000),
-        "preset": dataclasses.replace(get_preset("notebook"), epochs=3, batch_size=64),
+        "preset": replace(get_preset("notebook"), epochs=3, batch_size=64, random_erasing=0.2),
         "engine": "auto",
         "seed": 7,
         "gate": Gate({TOP_1: 0.25, TOP_5: 0.5}, max_accuracy_drop=0.02),
@@ -144,11 +144,12 @@ def test_settings_reach_their_components(components: dict[str, Any]):
     preset = get_preset("notebook")
     assert json_utils.loads(components["Trainer"].exec_properties["custom_config"]) == {
         "preset": "notebook",
+        "set": {"augmentation.random_erasing": 0.2},
         "epochs": 3,
         "train_minutes": 0.0,
         "batch_size": 64,
-        "learning_rate": preset.learning_rate,
-        "weight_decay": preset.weight_decay,
+        "learning_rate": preset.training.learning_rate,
+        "weight_decay": preset.training.weight_decay,
         "engine": "auto",
         "seed": 7,
         "checkpoint_dir": "/checkpoints",

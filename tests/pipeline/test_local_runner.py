@@ -43,8 +43,8 @@ def test_preset_and_training_length_fit_the_machine(
 ):
     config = PipelineConfig(**given)
     chosen, why = choose_training(config, images=50_000, gpus=gpus, cpus=cpus)
-    assert (chosen.name, chosen.train_minutes) == (preset, minutes)
-    assert epochs is None or chosen.epochs == epochs
+    assert (chosen.name, chosen.training.train_minutes) == (preset, minutes)
+    assert epochs is None or chosen.training.epochs == epochs
     assert why.startswith(text)
     assert ("SHORT" in why) == (preset == "notebook" and "epochs" not in given and epochs < 20)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import resource
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from trainer import callbacks
-from trainer.preset import Preset
+from trainer.preset import Training, replace
 from trainer.presets import get_preset
 
 
@@ -166,10 +165,11 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
     assert [type(callback) for callback in added] == [callbacks.ProgressLines]
 
 
-def budget_preset(seconds: float) -> Preset:
-    return dataclasses.replace(
+def budget_of(seconds: float) -> Training:
+    preset = replace(
         get_preset("compact"), train_minutes=seconds / 60, learning_rate=1e-3, warmup=0.5
     )
+    return preset.training
 
 
 class Rates(keras.callbacks.Callback):
@@ -197,7 +197,7 @@ def test_a_time_budget_ends_the_training_and_shapes_its_rates(data: tuple, tmp_p
         epochs=1000,
         verbose=0,
         validation_data=data,
-        callbacks=[callbacks.TimeBudget(budget_preset(2.0)), rates, history],
+        callbacks=[callbacks.TimeBudget(budget_of(2.0)), rates, history],
     )
     took = time.monotonic() - began
     epochs = history.epochs
@@ -212,9 +212,9 @@ def test_a_time_budget_ends_the_training_and_shapes_its_rates(data: tuple, tmp_p
     assert rates.seen[peak:] == sorted(rates.seen[peak:], reverse=True)
     assert rates.seen[-1] < 2e-4
     # What was spent before an interruption counts.
-    rest = callbacks.TimeBudget(budget_preset(2.0), spent=1.5)
+    rest = callbacks.TimeBudget(budget_of(2.0), spent=1.5)
     assert rest.progress == pytest.approx(0.75)
-    assert callbacks.TimeBudget(budget_preset(2.0), spent=2.5).progress == 1.0
+    assert callbacks.TimeBudget(budget_of(2.0), spent=2.5).progress == 1.0
 
 
 def test_a_loss_that_is_no_number_ends_the_training(data: tuple):
@@ -234,7 +234,7 @@ def test_a_loss_that_is_no_number_ends_the_training(data: tuple):
 
 
 def test_learning_rates_of_steps_to_come():
-    budget = callbacks.TimeBudget(budget_preset(2.0), spent=0.5)
+    budget = callbacks.TimeBudget(budget_of(2.0), spent=0.5)
     budget.add(0.1)
     assert budget.seconds_left == pytest.approx(1.4)
     # Up to 1e-3 in the first second, then half a cosine; one step is beyond the end.

@@ -34,7 +34,7 @@ from trainer.images import decode_image
 from trainer.preset import Preset
 from trainer.presets import PRESETS, get_preset
 
-EXTRA = {"training.json": {"history": [{"loss": 4.5}]}}
+EXTRA = {"training.json": json.dumps({"history": [{"loss": 4.5}]})}
 BATCHING = Path(__file__).resolve().parents[2] / "serving" / "config" / "batching.config"
 SIGNATURES = ("serving_default", "serving_bytes", "serving_examples")
 
@@ -276,7 +276,7 @@ def test_extra_assets_are_whole(exported: Path):
     folder = exported / "assets.extra"
     texts = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
     assert from_json(json.dumps(texts.pop(CARD_FILE)), "it") == SYNTHETIC_CARD
-    assert texts == EXTRA
+    assert texts == {name: json.loads(text) for name, text in EXTRA.items()}
     # And the weights to train on from; tests/trainer/test_warm_start.py reads them.
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*EXTRA, CARD_FILE, export.WEIGHTS_FILE]
@@ -359,7 +359,7 @@ def test_a_full_disk_leaves_nothing(
     small_disk: Path, model: keras.Model, transform_output: tft.TFTransformOutput
 ):
     target = small_disk / "model"
-    extra = {**EXTRA, "large.json": ["x" * 100] * 10_000}
+    extra = {**EXTRA, "large.json": "x" * 1_000_000}
     with pytest.raises(export.ExportError, match=rf"(?s)not be written to {target}: .*Free space"):
         export.export_model(model, transform_output, SYNTHETIC_CARD, str(target), extra)
     assert os.listdir(small_disk) == []
@@ -402,7 +402,7 @@ def test_what_an_interrupted_export_left_does_not_survive(
     export.export_model(model, transform_output, SYNTHETIC_CARD, str(tmp_path / "model"), EXTRA)
     assert os.listdir(tmp_path) == ["model"]
     assert sorted(os.listdir(tmp_path / "model" / "assets.extra")) == sorted(
-        [*EXTRA, export.WEIGHTS_FILE]
+        [*EXTRA, CARD_FILE, export.WEIGHTS_FILE]
     )
 
 

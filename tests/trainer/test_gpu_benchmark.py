@@ -64,7 +64,7 @@ def test_rates_and_candidates_are_measured_once(folder: Path) -> None:
 def test_training_ends_in_time_with_the_weights_that_were_measured(folder: Path) -> None:
     result = json.loads((folder / "out" / "training-first-start.json").read_text())
     assert result["program"] == "compact_long, 128" and result["seconds_since_start"] < 90
-    assert len(result["history"]) == result["preset"]["epochs"]
+    assert len(result["history"]) == result["preset"]["training"]["epochs"]
     network = build_model(get_preset("tiny"))
     network.set_weights(weights.unpack((folder / "out" / "training-first-start.npz").read_bytes()))
     records = np.fromfile(folder / "data" / "test.bin", np.uint8).reshape(100, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -12,7 +13,9 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 
 from trainer import export, preprocessing
-from trainer.input import make_dataset, read_examples, seed_after
+from trainer.input import make_dataset, read_examples, training_batches
+from trainer.network.mixing import Mixing
+from trainer.preset import Augmentation
 
 SHAPE = (32, 32, 3)
 COUNT = 103  # not a multiple of the batch size
@@ -116,42 +119,74 @@ def test_batches(images: np.ndarray, labels: np.ndarray, transform_output: tft.T
     np.testing.assert_allclose(batches, expected, atol=1e-6)
 
 
-def test_order_is_kept_without_a_shuffle_seed(
+def test_order_is_kept(
     images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput
 ):
     dataset = make_dataset(raw(images), labels, transform_output, SHAPE, batch_size=BATCH)
     assert label_order(dataset) == label_order(dataset) == labels.tolist()
 
 
-def test_every_epoch_has_another_order_of_all_examples(
+STEPS = 6  # of a pass: the last batch has three examples
+
+
+def batches_of(
+    images: np.ndarray,
+    labels: np.ndarray,
+    transform_output: tft.TFTransformOutput,
+    number: int,
+    **options: Any,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    dataset = training_batches(
+        raw(images), labels, transform_output, SHAPE, batch_size=BATCH, **options
+    )
+    return list(dataset.take(number).as_numpy_iterator())
+
+
+def test_every_pass_has_another_order_of_all_examples(
     images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput
 ):
-    def epochs(seed: int) -> list[list[int]]:
-        dataset = make_dataset(
-            raw(images), labels, transform_output, SHAPE, batch_size=BATCH, shuffle_seed=seed
-        )
-        return [label_order(dataset) for _ in range(3)]
+    def passes(seed: int) -> list[list[int]]:
+        batches = batches_of(images, labels, transform_output, 3 * STEPS, seed=seed)
+        assert [len(label) for _, label in batches] == 3 * [20, 20, 20, 20, 20, 3]
+        order = np.concatenate([label for _, label in batches]).tolist()
+        return [order[start : start + COUNT] for start in range(0, len(order), COUNT)]
 
-    orders = epochs(seed=1)
+    orders = passes(seed=1)
     assert all(sorted(order) == labels.tolist() for order in orders)
     assert len({tuple(order) for order in [*orders, labels.tolist()]}) == 4
-    assert epochs(seed=1) == orders
-    assert epochs(seed=2)[0] != orders[0]
+    assert passes(seed=1) == orders
+    assert passes(seed=2)[0] != orders[0]
     # Over the whole split, not within a window: the first batch comes from everywhere.
     assert max(orders[0][:BATCH]) - min(orders[0][:BATCH]) > COUNT // 2
 
 
-def test_a_continued_training_draws_anew():
-    assert seed_after(7, 0) == 7
-    assert len({seed_after(seed, epochs) for seed in range(10) for epochs in range(100)}) == 1000
+@pytest.mark.parametrize("first_step", [STEPS, 2 * STEPS + 2])
+def test_a_batch_and_its_mixing_depend_on_seed_and_step_alone(
+    images: np.ndarray,
+    labels: np.ndarray,
+    transform_output: tft.TFTransformOutput,
+    first_step: int,
+):
+    options = {"seed": 3, "mixing": Mixing(Augmentation(mixup=0.8, cutmix=1.0), COUNT)}
+    whole = batches_of(images, labels, transform_output, 3 * STEPS, **options)
+    rest = batches_of(
+        images,
+        labels,
+        transform_output,
+        3 * STEPS - first_step,
+        first_step=first_step,
+        **options,
+    )
+    for expected, continued in zip(whole[first_step:], rest, strict=True):
+        for ours, theirs in zip(continued, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    shares = [label.tobytes() for _, label in whole]
+    assert len(set(shares)) == len(shares)
 
 
 def test_labels_stay_with_their_images(
     images: np.ndarray, labels: np.ndarray, transform_output: tft.TFTransformOutput
 ):
-    dataset = make_dataset(
-        raw(images), labels, transform_output, SHAPE, batch_size=BATCH, shuffle_seed=1
-    )
     expected = preprocessing.normalize(images, *export.channel_statistics(transform_output)).numpy()
-    for image, label in dataset.as_numpy_iterator():
+    for image, label in batches_of(images, labels, transform_output, STEPS, seed=1):
         np.testing.assert_allclose(image, expected[label], atol=1e-6)

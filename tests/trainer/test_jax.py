@@ -18,20 +18,21 @@ import dataclasses, json, sys
 import keras
 import numpy as np
 from tests.support.networks import build_model
+from trainer.preset import replace
 from trainer.presets import get_preset
-from trainer.schedule import build_optimizer
+from trainer.optimizer import build_optimizer
 
 def train(preset, steps):
     model = build_model(preset, seed=0)
     model.compile(
-        build_optimizer(preset, steps_per_epoch=steps),
+        build_optimizer(preset.training, steps_per_epoch=steps),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     generator = np.random.default_rng(0)
-    labels = generator.integers(0, 100, size=preset.batch_size)
+    labels = generator.integers(0, 100, size=preset.training.batch_size)
     # A colour and noise per class: learnable, so the loss of a working model falls.
     colours = generator.normal(size=(100, 1, 1, 3))
-    images = colours[labels] + 0.1 * generator.normal(size=(preset.batch_size, 32, 32, 3))
+    images = colours[labels] + 0.1 * generator.normal(size=(preset.training.batch_size, 32, 32, 3))
     images = images.astype("float32")
     logits = model.predict_on_batch(images)
     before = model.get_weights()
@@ -44,8 +45,8 @@ def train(preset, steps):
         "logits_shape": list(logits.shape),
     }
 
-tiny = dataclasses.replace(get_preset("tiny"), learning_rate=3e-3)
-notebook = dataclasses.replace(get_preset("notebook"), transformer_layers=1, batch_size=4)
+tiny = replace(get_preset("tiny"), learning_rate=3e-3)
+notebook = replace(get_preset("notebook"), transformer_layers=1, batch_size=4)
 print(json.dumps({
     "backend": keras.config.backend(),
     "tiny": train(tiny, 40),

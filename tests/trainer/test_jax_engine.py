@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import functools
 import json
 import os
@@ -25,7 +24,7 @@ from tests.trainer.training import TRAIN, Inputs, arguments, report, train
 from trainer import export, jax_engine, known_answers, presets, run, tuning
 from trainer.on_jax import process
 from trainer.on_jax.job import Folder, Job, Result
-from trainer.preset import Preset
+from trainer.preset import Preset, replace
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = presets.get_preset("tiny")
@@ -42,9 +41,9 @@ FIXED = {
     "learning_rate_schedule": "constant",
     "warmup": 0.0,
 }
-TINY_FIXED = dataclasses.replace(TINY, **FIXED)
+TINY_FIXED = replace(TINY, **FIXED)
 # Muon, averaged weights, batch statistics.
-SMALL_FIXED = dataclasses.replace(
+SMALL_FIXED = replace(
     presets.get_preset("compact"),
     **FIXED,
     projection_dim=16,
@@ -145,13 +144,14 @@ def result_with(probabilities: list[list[float]]) -> Result:
 @pytest.mark.parametrize("preset", [TINY_FIXED, SMALL_FIXED], ids=lambda preset: preset.name)
 def test_either_goes_on_from_the_other(preset: Preset, read: run.Inputs, tmp_path: Path):
     def epochs(number: int) -> Preset:
-        return dataclasses.replace(preset, epochs=number)
+        return replace(preset, epochs=number)
 
     whole = jax_engine.fit(epochs(4), read).result.history
     folder = str(tmp_path / "checkpoints")
     jax_engine.fit(epochs(2), read, folder)
     with_tensorflow = read._replace(
-        engine="tensorflow", train=functools.partial(read.train, batch_size=preset.batch_size)
+        engine="tensorflow",
+        train=functools.partial(read.train, batch_size=preset.training.batch_size),
     )
     network = run.build_network(epochs(3), with_tensorflow)
     run._fit(network, with_tensorflow, epochs(3), str(tmp_path / "logs"), folder)
@@ -186,7 +186,7 @@ def test_a_trial_of_the_tuner(inputs: Inputs, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_failed_trial(read: run.Inputs, tmp_path: Path):
-    huge = dataclasses.replace(TINY, learning_rate=1e30)
+    huge = replace(TINY, learning_rate=1e30)
     with pytest.raises(process.TrainingError) as error:
         jax_engine.fit(huge, read)
     assert re.match(
@@ -218,7 +218,7 @@ process.run(job.Folder(sys.argv[1]), sys.argv[2])
 
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_with_its_parent(kill: signal.Signals, tmp_path: Path, compiled: Path):
-    minutes = dataclasses.replace(TINY, train_minutes=60.0)
+    minutes = replace(TINY, train_minutes=60.0)
     write_job(tmp_path / "job", minutes)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "job"), str(compiled)]
     # Tests that run in the background of a shell ignore SIGINT, and so would what they start.
@@ -243,7 +243,7 @@ def test_several_devices_share_a_batch(
     histories = {}
     for devices in (1, 4):
         monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
-        folder = write_job(tmp_path / str(devices), dataclasses.replace(TINY, epochs=2))
+        folder = write_job(tmp_path / str(devices), replace(TINY, epochs=2))
         process.run(folder, str(compiled))
         result, _ = folder.read_result()
         assert result.devices == devices
@@ -251,14 +251,14 @@ def test_several_devices_share_a_batch(
     for name in ("loss", "val_loss", "val_top_5_accuracy"):
         one, four = ([epoch[name] for epoch in histories[devices]] for devices in (1, 4))
         np.testing.assert_allclose(four, one, atol=1e-3)
-    uneven = write_job(tmp_path / "uneven", dataclasses.replace(TINY, batch_size=66))
+    uneven = write_job(tmp_path / "uneven", replace(TINY, batch_size=66))
     with pytest.raises(process.TrainingError, match="66, which 4 devices cannot share evenly"):
         process.run(uneven, str(compiled))
 
 
 def test_trains_by_the_clock(tmp_path: Path, compiled: Path, capsys: pytest.CaptureFixture[str]):
     # Fewer images than a batch has: it is filled up.
-    timed = dataclasses.replace(TINY, train_minutes=0.05, epochs=1, batch_size=256)
+    timed = replace(TINY, train_minutes=0.05, epochs=1, batch_size=256)
     folder = write_job(tmp_path / "job", timed)
     process.run(folder, str(compiled))
     history = folder.read_result()[0].history

@@ -20,8 +20,10 @@ import numpy as np
 from trainer import schedule
 from trainer.network import compact_layers, fast_layers
 from tests.support.networks import build_model
+from trainer.optimizer import build_optimizer
 from trainer.on_jax.packing import Packing, batches
 from trainer.on_jax.training import Split, Training
+from trainer.preset import replace
 from trainer.presets import get_preset
 
 draw = np.random.default_rng(0)
@@ -32,9 +34,9 @@ out = {}
 def optimizers(preset):
     # Twenty steps by the plain optimizer and by the packed one, of the same gradients.
     network = build_model(preset, num_classes=10, seed=0)
-    plain = schedule.build_optimizer(preset, steps_per_epoch=5)
+    plain = build_optimizer(preset.training, steps_per_epoch=5)
     plain.build(network.trainable_variables)
-    build = functools.partial(schedule.build_optimizer, preset, steps_per_epoch=None)
+    build = functools.partial(build_optimizer, preset.training, steps_per_epoch=None)
     packing = Packing(network, plain, build)
     values = [jnp.array(v.value) for v in network.trainable_variables]
     start, packed = values, packing.pack(values)
@@ -51,7 +53,7 @@ def optimizers(preset):
     for k in range(20):
         gradients = [normal(*v.shape) for v in values]
         values, state = step(state, gradients, values)
-        packed_state[rate] = jnp.float32(schedule.learning_rates(preset, 5, k // 5)[k % 5])
+        packed_state[rate] = jnp.float32(schedule.learning_rates(preset.training, 5, k // 5)[k % 5])
         packed, packed_state = packed_step(packed_state, gradients, packed)
     for variable, value in zip(packing.optimizer.variables, packed_state, strict=True):
         variable.assign(value)
@@ -67,23 +69,23 @@ def optimizers(preset):
         "variables": [len(packing.optimizer.variables), len(packed)],
     }
 
-small = dataclasses.replace(
+small = replace(
     get_preset("compact"), projection_dim=32, num_heads=2, key_dim=16, transformer_layers=2,
     transformer_units=(64, 32), tokenizer_filters=(8, 16, 32), epochs=4, warmup=0.13,
     ema_momentum=0.9, gradient_clip_norm=1.0, train_minutes=0.0,
 )
 out["muon"] = optimizers(small)
-out["adamw"] = optimizers(dataclasses.replace(
+out["adamw"] = optimizers(replace(
     get_preset("tiny"), epochs=4, decay_matrices_only=True, ema_momentum=0.9))
 
 images = draw.integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
 training = Training(
-    dataclasses.replace(small, batch_size=8), Split(images, draw.integers(0, 10, 24)), 10, 0,
+    replace(small, batch_size=8), Split(images, draw.integers(0, 10, 24)), 10, 0,
     mean=[128.0] * 3, variance=[4096.0] * 3,
 )
 state = training.begin(training.state(), 0)
 before = [np.array(v) for v in training.network.get_weights()]
-rates = schedule.learning_rates(training.preset, training.steps, 0) + 0.01
+rates = schedule.learning_rates(training.preset.training, training.steps, 0) + 0.01
 state, losses = training.run(state, training.draws(0), rates, 0, training.steps)
 trained = [np.array(v) for v in training._packing.unpack(state.trainable)]
 training.assign(state)

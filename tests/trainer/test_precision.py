@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from keras import ops
 
 from tests.support.networks import build_model
 from trainer import precision
+from trainer.preset import replace
 from trainer.presets import get_preset
 
 
@@ -34,12 +33,12 @@ def test_only_presets_that_allow_it_are_mixed() -> None:
     expected = "mixed_bfloat16" if precision.cpu_multiplies_bfloat16() else "float32"
     assert precision.policy_name(compact, on_gpu=False) == expected
     assert precision.policy_name(get_preset("notebook"), on_gpu=False) == "float32"
-    whole = dataclasses.replace(compact, mixed_precision=False)
+    whole = replace(compact, mixed_precision=False)
     assert precision.policy_name(whole, on_gpu=False) == "float32"
 
 
 def test_float32_copy_of_a_mixed_model() -> None:
-    preset = dataclasses.replace(get_preset("compact"), transformer_layers=1)
+    preset = replace(get_preset("compact"), transformer_layers=1)
     before = keras.config.dtype_policy().name
     with precision.dtype_policy("mixed_bfloat16"):
         mixed = build_model(preset, num_classes=7, seed=0)

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from trainer import schedule
 from trainer.network.model import build_model
+from trainer.optimizer import compile_network
 from trainer.presets import PRESETS
 
 CLASSES, SHAPE = 100, (32, 32, 3)
@@ -47,7 +47,7 @@ def losses_of(name: str) -> list[float]:
     images = draw.normal(size=(64, *SHAPE)).astype(np.float32)
     labels = draw.integers(CLASSES, size=64)
     model = network(name)
-    schedule.compile_network(model, PRESETS[name], steps_per_epoch=4)
+    compile_network(model, PRESETS[name], steps_per_epoch=4)
     steps = [model.train_on_batch(images, labels, return_dict=True)["loss"] for _ in range(4)]
     # Keras gives the mean of the steps so far.
     totals = np.array(steps, np.float64) * np.arange(1, len(steps) + 1)

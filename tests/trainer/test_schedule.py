@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
 
 from tests.support.networks import build_model
+from trainer.losses import SmoothedCrossentropy, TopKAccuracy, build_loss, build_metrics
+from trainer.optimizer import build_optimizer
+from trainer.preset import replace
 from trainer.presets import get_preset
-from trainer.schedule import (
-    SmoothedCrossentropy,
-    TopKAccuracy,
-    build_loss,
-    build_metrics,
-    build_optimizer,
-    learning_rate_at,
-)
+from trainer.schedule import Schedule, learning_rate_at, learning_rates
 
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer, step: int) -> float:
@@ -26,7 +20,7 @@ def _learning_rate(optimizer: keras.optimizers.Optimizer, step: int) -> float:
 
 
 def test_notebook_is_adamw_at_a_constant_rate() -> None:
-    optimizer = build_optimizer(get_preset("notebook"), steps_per_epoch=176)
+    optimizer = build_optimizer(get_preset("notebook").training, steps_per_epoch=176)
     assert type(optimizer) is keras.optimizers.AdamW
     assert optimizer.weight_decay == 1e-3
     assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.9, 0.999, 1e-7)
@@ -35,18 +29,18 @@ def test_notebook_is_adamw_at_a_constant_rate() -> None:
 
 
 def test_cosine_falls_from_the_peak_to_zero_over_all_epochs() -> None:
-    preset = dataclasses.replace(
+    preset = replace(
         get_preset("notebook"), learning_rate_schedule="cosine", epochs=4, learning_rate=0.01
     )
-    optimizer = build_optimizer(preset, steps_per_epoch=25)
+    optimizer = build_optimizer(preset.training, steps_per_epoch=25)
     rates = [_learning_rate(optimizer, step) for step in (0, 25, 50, 100, 120)]
     quarter = 0.005 * (1 + np.cos(np.pi / 4))
     np.testing.assert_allclose(rates, [0.01, quarter, 0.005, 0.0, 0.0], atol=1e-8)
 
 
 def test_weight_decay_is_decoupled_and_scaled_by_the_rate() -> None:
-    preset = dataclasses.replace(get_preset("notebook"), learning_rate=0.1, weight_decay=0.5)
-    optimizer = build_optimizer(preset, steps_per_epoch=1)
+    preset = replace(get_preset("notebook"), learning_rate=0.1, weight_decay=0.5)
+    optimizer = build_optimizer(preset.training, steps_per_epoch=1)
     weight = keras.Variable([2.0, -4.0])
     optimizer.apply([keras.ops.zeros(2)], [weight])
     # Without a gradient only the decay acts: w - rate * decay * w.
@@ -54,18 +48,18 @@ def test_weight_decay_is_decoupled_and_scaled_by_the_rate() -> None:
 
 
 def test_warm_up_rises_to_the_peak_then_falls_to_zero() -> None:
-    preset = dataclasses.replace(get_preset("compact"), epochs=4, learning_rate=0.01, warmup=0.1)
-    optimizer = build_optimizer(preset, steps_per_epoch=50)
+    preset = replace(get_preset("compact"), epochs=4, learning_rate=0.01, warmup=0.1)
+    optimizer = build_optimizer(preset.training, steps_per_epoch=50)
     rates = [_learning_rate(optimizer, step) for step in (0, 10, 20, 110, 200)]
     np.testing.assert_allclose(rates, [0.0, 0.005, 0.01, 0.005, 0.0], atol=1e-6)
 
 
 def test_decay_leaves_out_biases_norms_and_positions() -> None:
     network = build_model(get_preset("compact"), seed=0)
-    preset = dataclasses.replace(
+    preset = replace(
         get_preset("compact"), learning_rate=0.1, learning_rate_schedule="constant", warmup=0.0
     )
-    optimizer = build_optimizer(preset, steps_per_epoch=1)
+    optimizer = build_optimizer(preset.training, steps_per_epoch=1)
     for variable in network.trainable_variables:
         variable.assign(keras.ops.ones(variable.shape))
     zeros = [keras.ops.zeros(v.shape) for v in network.trainable_variables]
@@ -79,24 +73,36 @@ def test_decay_leaves_out_biases_norms_and_positions() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_rate_over_time_is_the_one_over_steps(schedule: str) -> None:
-    preset = dataclasses.replace(
+    preset = replace(
         get_preset("compact"),
         learning_rate_schedule=schedule,
         warmup=0.1 if schedule == "cosine" else 0.0,
         epochs=1,
     )
-    by_steps = build_optimizer(preset, steps_per_epoch=1000)
+    by_steps = build_optimizer(preset.training, steps_per_epoch=1000)
     for step in (0, 50, 100, 400, 999, 1000):
         expected = _learning_rate(by_steps, step)
-        assert learning_rate_at(preset, step / 1000) == pytest.approx(expected, abs=1e-8)
-    by_time = build_optimizer(dataclasses.replace(preset, train_minutes=1.0), steps_per_epoch=1000)
+        assert learning_rate_at(preset.training, step / 1000) == pytest.approx(expected, abs=1e-8)
+    by_time = build_optimizer(replace(preset, train_minutes=1.0).training, steps_per_epoch=1000)
     by_time.learning_rate = 0.125
     assert _learning_rate(by_time, 500) == 0.125
 
 
+def test_one_curve_for_steps_on_either_engine_and_for_the_clock() -> None:
+    training = replace(get_preset("compact"), epochs=3, warmup=0.13).training
+    by_optimizer = Schedule(training, 3 * 7)
+    copy = keras.optimizers.schedules.deserialize(
+        keras.optimizers.schedules.serialize(by_optimizer)
+    )
+    on_jax = np.concatenate([learning_rates(training, 7, epoch) for epoch in range(3)])
+    for schedule in (by_optimizer, copy):
+        rates = [float(schedule(step)) for step in range(21)]
+        np.testing.assert_allclose(rates, on_jax, atol=1e-8)
+
+
 def test_moving_average_of_the_weights() -> None:
-    preset = dataclasses.replace(get_preset("notebook"), ema_momentum=0.75, weight_decay=0.0)
-    optimizer = build_optimizer(preset, steps_per_epoch=1)
+    preset = replace(get_preset("notebook"), ema_momentum=0.75, weight_decay=0.0)
+    optimizer = build_optimizer(preset.training, steps_per_epoch=1)
     weight = keras.Variable([0.0])
     optimizer.build([weight])
     seen = []
@@ -120,7 +126,7 @@ def test_smoothed_loss_is_that_of_smoothed_one_hot_labels() -> None:
     assert type(build_loss(get_preset("notebook"))) is keras.losses.SparseCategoricalCrossentropy
 
 
-MIXING = dataclasses.replace(get_preset("compact"), mixup=0.8)
+MIXING = replace(get_preset("compact"), mixup=0.8)
 
 
 def test_mixed_labels_have_the_loss_of_probabilities() -> None:
@@ -141,7 +147,7 @@ def test_metrics_take_integers_and_probabilities() -> None:
     labels = np.array([99, 95, 94, 99])
     mixed = 0.6 * np.eye(100)[labels] + 0.4 * np.eye(100)[99 - labels]
     for preset in (get_preset("compact"), MIXING):
-        for metric, expected in zip(build_metrics(preset), (0.5, 0.75), strict=True):
+        for metric, expected in zip(build_metrics(preset, 100), (0.5, 0.75), strict=True):
             assert metric.name == ("top_1_accuracy" if expected == 0.5 else "top_5_accuracy")
             metric.update_state(labels, logits)
             assert float(metric.result()) == expected
@@ -158,8 +164,8 @@ def test_gradients_are_clipped_by_their_norm_together() -> None:
     gradients = [keras.ops.array([3.0, 0.0]), keras.ops.array([0.0, 4.0])]
     steps = []
     for norm in (0.0, 1.0):
-        preset = dataclasses.replace(get_preset("notebook"), gradient_clip_norm=norm)
-        optimizer = build_optimizer(preset, steps_per_epoch=1)
+        preset = replace(get_preset("notebook"), gradient_clip_norm=norm)
+        optimizer = build_optimizer(preset.training, steps_per_epoch=1)
         variables = [keras.Variable([0.0, 0.0]), keras.Variable([0.0, 0.0])]
         optimizer.apply(gradients, variables)
         # Adam's first moment is a tenth of the gradients that reached it.
@@ -171,4 +177,4 @@ def test_gradients_are_clipped_by_their_norm_together() -> None:
 
 def test_no_steps_is_refused() -> None:
     with pytest.raises(ValueError, match=r"steps_per_epoch is 0.*batch_size below 256"):
-        build_optimizer(get_preset("notebook"), steps_per_epoch=0)
+        build_optimizer(get_preset("notebook").training, steps_per_epoch=0)

@@ -18,29 +18,40 @@ from tfx.types import standard_artifacts
 
 from tests.trainer.training import Inputs, arguments, train
 from trainer import hyperparameters, tuning
-from trainer.preset import Preset
+from trainer.preset import Preset, replace
 from trainer.presets import PRESETS, get_preset
 
 TINY = get_preset("tiny")
-DEEP = dataclasses.replace(TINY, transformer_layers=4, learning_rate=2e-3)
+DEEP = replace(TINY, transformer_layers=4, learning_rate=2e-3)
+
+
+def scaled(preset: Preset, factor: float) -> dict[str, float]:
+    """What is then on."""
+    augmentation = hyperparameters.scale_augmentation(preset, factor).augmentation
+    return {name: value for name, value in dataclasses.asdict(augmentation).items() if value}
 
 
 def test_augmentation_is_scaled_together_and_within_limits():
-    preset = dataclasses.replace(TINY, random_shift=3)
-    doubled = hyperparameters.scale_augmentation(preset, 2)
-    assert (doubled.random_rotation, doubled.random_zoom, doubled.random_shift) == (0.04, 0.4, 6)
-    half = hyperparameters.scale_augmentation(preset, 0.5)
-    assert (half.random_rotation, half.random_zoom, half.random_shift) == (0.01, 0.1, 2)
+    preset = replace(TINY, random_shift=3)
+    flip = {"random_flip": True}
+    assert scaled(preset, 2) == flip | {
+        "random_rotation": 0.04,
+        "random_zoom": 0.4,
+        "random_shift": 6,
+    }
+    assert scaled(preset, 0.5) == flip | {
+        "random_rotation": 0.01,
+        "random_zoom": 0.1,
+        "random_shift": 2,
+    }
     assert hyperparameters.scale_augmentation(preset, 1) == preset
-    off = hyperparameters.scale_augmentation(preset, 0)
-    assert not hyperparameters.is_augmented(off) and off.random_flip
-    strong = hyperparameters.scale_augmentation(dataclasses.replace(TINY, random_zoom=0.8), 2)
-    assert strong.random_zoom == hyperparameters.AUGMENTATION_LIMITS["random_zoom"]
+    assert scaled(preset, 0) == flip
+    assert not hyperparameters.is_augmented(hyperparameters.scale_augmentation(preset, 0))
+    strong = scaled(replace(TINY, random_zoom=0.8), 2)
+    assert strong["random_zoom"] == hyperparameters.AUGMENTATION_LIMITS["random_zoom"]
     mixing = get_preset("compact_long")
-    doubled = hyperparameters.scale_augmentation(mixing, 2)
-    assert (doubled.mixup, doubled.cutmix, doubled.random_shift) == (0.4, 2.0, 8)
-    bare = hyperparameters.scale_augmentation(mixing, 0)
-    assert mixing.mixes_labels and not bare.mixes_labels and bare.random_shift == 0
+    assert scaled(mixing, 2) == flip | {"mixup": 0.4, "cutmix": 2.0, "random_shift": 8}
+    assert mixing.augmentation.mixes_labels and scaled(mixing, 0) == flip
     with pytest.raises(ValueError, match=r"-0\.5"):
         hyperparameters.scale_augmentation(preset, -0.5)
 
@@ -49,10 +60,10 @@ def test_augmentation_is_scaled_together_and_within_limits():
     ("epochs", "fraction", "expected"), [(20, 0.2, 4), (2, 0.2, 1), (1, 1.0, 1), (7, 0.5, 4)]
 )
 def test_a_trial_is_a_part_of_the_training(epochs: int, fraction: float, expected: int):
-    preset = dataclasses.replace(TINY, epochs=epochs)
-    assert hyperparameters.shorten(preset, fraction).epochs == expected
-    timed = dataclasses.replace(preset, train_minutes=10.0)
-    assert hyperparameters.shorten(timed, fraction).train_minutes == 10 * fraction
+    preset = replace(TINY, epochs=epochs)
+    assert hyperparameters.shorten(preset, fraction).training.epochs == expected
+    timed = replace(preset, train_minutes=10.0)
+    assert hyperparameters.shorten(timed, fraction).training.train_minutes == 10 * fraction
 
 
 def space(preset: Preset, *, fixed_architecture: bool = False) -> dict[str, Any]:
@@ -71,14 +82,12 @@ def test_the_search_is_around_the_preset():
     rate, depth = found["learning_rate"], found["transformer_layers"]
     assert (rate.min_value, rate.max_value, rate.sampling) == (0.0005, 0.008, "log")
     assert (depth.min_value, depth.max_value) == (2, 6)
-    assert (
-        space(dataclasses.replace(DEEP, transformer_layers=1))["transformer_layers"].max_value == 2
-    )
+    assert space(replace(DEEP, transformer_layers=1))["transformer_layers"].max_value == 2
 
 
 def test_what_is_off_or_fixed_is_not_searched():
     assert "transformer_layers" not in space(DEEP, fixed_architecture=True)
-    plain = dataclasses.replace(DEEP, weight_decay=0.0, random_rotation=0.0, random_zoom=0.0)
+    plain = replace(DEEP, weight_decay=0.0, random_rotation=0.0, random_zoom=0.0)
     assert set(space(plain)) == {"learning_rate", "transformer_layers"}
 
 
@@ -87,7 +96,9 @@ def test_every_preset_takes_all_that_may_be_tried(preset: Preset):
     items = tuning.search_space(preset, fixed_architecture=False).space
     for probability in (0.0, 0.5, 0.999):
         values = {item.name: item.prob_to_value(probability) for item in items}
-        assert hyperparameters.apply(preset, values).learning_rate == values["learning_rate"]
+        assert (
+            hyperparameters.apply(preset, values).training.learning_rate == values["learning_rate"]
+        )
 
 
 class Interruption(io.StringIO):
@@ -180,9 +191,11 @@ def test_training_takes_what_was_found(search: Search, inputs: Inputs, tmp_path:
     result = train(inputs, tmp_path, epochs=1, hyperparameters=found)
     assert result["tuned"] == values
     preset = result["preset"]
-    assert (preset["learning_rate"], preset["weight_decay"]) == (3e-3, 2e-3)
-    assert (preset["transformer_layers"], preset["random_zoom"]) == (1, 0.1)
-    assert preset["epochs"] == 1 and result["trainable_parameters"] < 63_172
+    training = preset["training"]
+    assert (training["learning_rate"], training["weight_decay"]) == (3e-3, 2e-3)
+    assert preset["architecture"]["transformer_layers"] == 1
+    assert preset["augmentation"]["random_zoom"] == 0.1
+    assert training["epochs"] == 1 and result["trainable_parameters"] < 63_172
 
 
 @pytest.mark.parametrize("trials", [1, 5, 10])
@@ -207,6 +220,6 @@ def test_an_error_in_a_trial_is_an_error(inputs: Inputs, tmp_path: Path):
     tuner = tuning.tuner_fn(fn_args).tuner
     small = tf.data.Dataset.from_tensors((tf.zeros([1, 8, 8, 3]), tf.zeros([1], tf.int64)))
     assert isinstance(tuner, tuning.PresetTuner)
-    tuner._inputs = tuner._inputs._replace(train=lambda shuffle_seed: small)
+    tuner._inputs = tuner._inputs._replace(train=lambda first_step, mixing: small.repeat())
     with pytest.raises(tuning.TuningError, match=r"trial 1 \(learning_rate 0\.002 .*8, 8, 3"):
         tuner.search()

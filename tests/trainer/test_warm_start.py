@@ -16,8 +16,9 @@ from tests.support.networks import build_model
 from tests.trainer.training import Inputs, report, train
 from trainer import export, warm_start
 from trainer import weights as packed_weights
-from trainer.preset import ARCHITECTURE, Preset
+from trainer.preset import Preset, replace
 from trainer.presets import PRESETS, get_preset
+from trainer.report import REPORT_FILE, Normalization, TrainingReport
 from trainer.warm_start import BaseModel, WarmStartError, read_base_model
 
 TINY, COMPACT = get_preset("tiny"), get_preset("compact")
@@ -25,8 +26,25 @@ CLASSES = make_card(["apple", "bear", "camel"])
 
 
 def base_model(preset: Preset, tuned: dict[str, Any] | None = None) -> BaseModel:
-    reported = json.loads(json.dumps(dataclasses.asdict(preset)))
-    return BaseModel("", {"preset": reported, "tuned": tuned, "history": [{}]}, CLASSES)
+    report = TrainingReport(
+        dataset="synthetic",
+        limit=None,
+        subset=False,
+        train_examples=1,
+        preset=preset,
+        tuned=tuned,
+        base_model=None,
+        seed=0,
+        engine="tensorflow",
+        precision="float32",
+        device="cpu",
+        devices=1,
+        versions={},
+        trainable_parameters=1,
+        normalization=Normalization((0.0,) * 3, (1.0,) * 3),
+        history=[{"epoch": 1}],
+    )
+    return BaseModel("", report, CLASSES)
 
 
 def test_training_starts_from_the_exported_weights(finished: Path, inputs: Inputs, tmp_path: Path):
@@ -39,7 +57,7 @@ def test_training_starts_from_the_exported_weights(finished: Path, inputs: Input
     before = read_base_model(str(exported))
     after = read_base_model(str(tmp_path / "model" / "Format-Serving"))
     assert before is not None and after is not None
-    assert (before.epochs, after.epochs) == (2, 3)
+    assert (before.report.epochs, after.report.epochs) == (2, 3)
     with np.load(before.weights) as theirs, np.load(after.weights) as ours:
         assert list(theirs) == list(ours)
         assert sum(array.size for array in theirs.values()) == 63_172
@@ -62,20 +80,18 @@ def test_an_export_without_weights(finished: Path, tmp_path: Path):
 
 
 def test_what_does_not_change_the_architecture_may_differ():
-    changed = dataclasses.replace(TINY, name="other", epochs=9, random_zoom=0.0, dropout_rate=0.3)
+    changed = replace(TINY, name="other", epochs=9, random_zoom=0.0, dropout_rate=0.3)
     assert base_model(TINY).adapt(changed, CLASSES) == changed
 
 
 def test_another_architecture_is_refused_by_both_names_and_values():
-    other = dataclasses.replace(
-        TINY, name="other", transformer_layers=4, mlp_head_units=(8, 8), epochs=7
-    )
+    other = replace(TINY, name="other", transformer_layers=4, mlp_head_units=(8, 8), epochs=7)
     with pytest.raises(WarmStartError) as error:
         base_model(other).adapt(TINY, CLASSES)
     text = str(error.value)
     assert "preset 'tiny' cannot start from" in text and "is of preset 'other'" in text
     assert "transformer_layers is 4 there and 2 here" in text
-    assert "mlp_head_units is [8, 8] there and [64] here" in text
+    assert "mlp_head_units is (8, 8) there and (64,) here" in text
     assert "epochs" not in text
 
 
@@ -87,23 +103,28 @@ def test_other_classes_are_refused():
         base_model(TINY).adapt(TINY, make_card(["apple", "bear"]))
 
 
-def test_fields_newer_than_the_model_count_as_off():
-    base = base_model(TINY)
-    del base.report["preset"]["tokenizer_filters"], base.report["preset"]["sequence_pooling"]
-    assert base.adapt(TINY, CLASSES) == TINY
+def test_images_of_another_size_are_refused_where_the_network_does_not_resize_them():
+    larger = make_card(CLASSES.classes, image_size=(48, 48))
+    with pytest.raises(WarmStartError, match=r"images are \(32, 32, 3\) there and \(48, 48, 3\)"):
+        base_model(TINY).adapt(TINY, larger)
+    notebook = get_preset("notebook")
+    assert base_model(notebook).adapt(notebook, larger) == notebook
 
 
-def test_fields_that_are_gone_since_the_model_was_exported_do_not_count():
-    base = base_model(TINY)
-    base.report["preset"].update(locality_attention=False, stochastic_depth=0.1, rand_augment_ops=2)
-    assert base.adapt(TINY, CLASSES) == TINY
-    # Nor what a Tuner had chosen for them.
-    base = base_model(TINY, tuned={"shifted_patches": False, "learning_rate": 0.5})
-    assert base.adapt(TINY, CLASSES) == TINY
+def test_a_model_of_another_version(finished: Path, tmp_path: Path):
+    extra = shutil.copytree(
+        finished / "model" / "Format-Serving" / "assets.extra", tmp_path / "assets.extra"
+    )
+    report = json.loads((extra / REPORT_FILE).read_text())
+    report["preset"] = {"name": "tiny", "epochs": 2}  # all in one, as it was
+    (extra / REPORT_FILE).write_text(json.dumps(report))
+    message = r"training\.json is not the training report .*preset.*without --warm_start"
+    with pytest.raises(WarmStartError, match=message):
+        read_base_model(str(tmp_path))
 
 
 def test_the_depth_that_a_tuner_has_chosen_stays():
-    deeper = dataclasses.replace(TINY, transformer_layers=3)
+    deeper = replace(TINY, transformer_layers=3)
     with pytest.raises(WarmStartError, match="transformer_layers is 3 there and 2 here"):
         base_model(deeper).adapt(TINY, CLASSES)
     base = base_model(deeper, tuned={"transformer_layers": 3, "learning_rate": 0.5})
@@ -114,18 +135,18 @@ def test_the_depth_that_a_tuner_has_chosen_stays():
 @pytest.mark.parametrize(
     # Batch normalization is for blocks without dropout.
     "other",
-    [dataclasses.replace(TINY, dropout_rate=0.0), COMPACT],
+    [replace(TINY, dropout_rate=0.0), COMPACT],
     ids=lambda preset: preset.name,
 )
 def test_architecture_is_all_that_weights_and_outputs_depend_on(
     name: str, other: Preset, tmp_path: Path
 ):
     preset = get_preset(name)
-    same = dataclasses.replace(other, **{field: getattr(preset, field) for field in ARCHITECTURE})
+    same = dataclasses.replace(other, architecture=preset.architecture)
     first, second = (build_model(each, seed=n) for n, each in enumerate((preset, same)))
     weights = tmp_path / export.WEIGHTS_FILE
     weights.write_bytes(packed_weights.pack(first))
-    warm_start.load_weights(second, BaseModel(str(weights), {}, {}))
+    warm_start.load_weights(second, BaseModel(str(weights), None, None))
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("f4")
     outputs = [each(images, training=False) for each in (first, second)]
     np.testing.assert_allclose(*outputs, atol=1e-5)
@@ -134,6 +155,6 @@ def test_architecture_is_all_that_weights_and_outputs_depend_on(
 def test_weights_that_do_not_fit(tmp_path: Path):
     weights = tmp_path / export.WEIGHTS_FILE
     weights.write_bytes(packed_weights.pack(build_model(TINY)))
-    deeper = build_model(dataclasses.replace(TINY, transformer_layers=3))
+    deeper = build_model(replace(TINY, transformer_layers=3))
     with pytest.raises(WarmStartError, match=r"do not fit: it has \d+ of them"):
-        warm_start.load_weights(deeper, BaseModel(str(weights), {}, {}))
+        warm_start.load_weights(deeper, BaseModel(str(weights), None, None))

@@ -18,7 +18,8 @@ from dataset import format as binary
 from dataset import synthetic
 from dataset.card import CARD_FILE, DataCard, SourceInfo, Split, Superclasses
 from tests.support import examples
-from trainer import export, preprocessing, run
+from trainer import preprocessing, run
+from trainer import report as reports
 
 TRAIN, VALIDATION = 180, 60
 # Not in the order of the data set's own, so that they can come from the card alone.
@@ -82,6 +83,7 @@ def arguments(
     """FnArgs's fields for a run that writes below `work`; `overrides` are of `custom_config`."""
     config = {
         "preset": "tiny",
+        "set": {},
         "epochs": 2,
         "train_minutes": 0.0,
         "batch_size": 64,
@@ -112,4 +114,4 @@ def train(inputs: Inputs, work: Path, **overrides: Any) -> dict[str, Any]:
 
 def report(work: Path) -> dict[str, Any]:
     assets = work / "model" / "Format-Serving" / "assets.extra"
-    return json.loads((assets / export.TRAINING_REPORT_FILE).read_text())
+    return json.loads((assets / reports.REPORT_FILE).read_text())

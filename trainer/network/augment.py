@@ -9,11 +9,13 @@ import keras
 from keras import ops
 
 from trainer.network.layers import training_only
-from trainer.preset import Preset
+from trainer.preset import Augmentation
 
 
-def augmentation_layers(preset: Preset) -> list[keras.layers.Layer]:
-    """Builds the augmentation chain of the keras.io example from a preset's settings.
+def augmentation_layers(
+    augmentation: Augmentation, *, in_one: bool = False
+) -> list[keras.layers.Layer]:
+    """Builds the augmentation chain of the keras.io example, and what there is besides.
 
     The layers map float32 images [B, H, W, C] to the same shape and dtype, each image with its own
     random draw. They act in training only and pass images through unchanged at inference. Pixels
@@ -26,30 +28,30 @@ def augmentation_layers(preset: Preset) -> list[keras.layers.Layer]:
     there they are plain `jax.numpy` and compile, so the flag is corrected.
 
     Args:
-        preset: Whose `random_flip`, `random_rotation`, `random_zoom` and `random_shift` are used.
+        augmentation: What to do; what mixes images is not a layer.
+        in_one: Flip, rotate and zoom by one resampling.
 
     Returns:
         The layers to apply in order; empty if all are off.
     """
+    flip, rotation = augmentation.random_flip, augmentation.random_rotation
+    zoom, layers = augmentation.random_zoom, []
     # float32 whatever the policy: images are small numbers resampled three times, and rounding
     # them to half precision first would cost more accuracy than the speed is worth.
-    layers: list[keras.layers.Layer] = []
-    if preset.random_flip:
-        layers.append(keras.layers.RandomFlip("horizontal", dtype="float32", name="random_flip"))
-    if preset.random_rotation:
-        layers.append(
-            keras.layers.RandomRotation(
-                preset.random_rotation, dtype="float32", name="random_rotation"
-            )
-        )
-    if preset.random_zoom:
-        layers.append(
-            keras.layers.RandomZoom(
-                preset.random_zoom, preset.random_zoom, dtype="float32", name="random_zoom"
-            )
-        )
-    if preset.random_shift:
-        layers.append(RandomShift(preset.random_shift, dtype="float32", name="random_shift"))
+    options: dict[str, Any] = {"dtype": "float32"}
+    if in_one and (flip or rotation or zoom):
+        layers.append(RandomProjection(flip, rotation, zoom, name="augmentation", **options))
+    elif not in_one:
+        if flip:
+            layers.append(keras.layers.RandomFlip("horizontal", name="random_flip", **options))
+        if rotation:
+            layers.append(keras.layers.RandomRotation(rotation, name="random_rotation", **options))
+        if zoom:
+            layers.append(keras.layers.RandomZoom(zoom, zoom, name="random_zoom", **options))
+    if augmentation.random_shift:
+        layers.append(RandomShift(augmentation.random_shift, name="random_shift", **options))
+    if augmentation.random_erasing:
+        layers.append(RandomErasing(augmentation.random_erasing, name="random_erasing", **options))
     if keras.config.backend() == "jax":
         for layer in layers:
             layer.supports_jit = True
@@ -104,6 +106,52 @@ class RandomShift(keras.layers.Layer):
 
 @training_only
 @keras.saving.register_keras_serializable(package="vit")
+class RandomErasing(keras.layers.Layer):
+    """Sets a rectangle of an image to 0, the mean of normalized pixels.
+
+    Its area is 2 to 33 % of the image's, its sides' ratio 0.3 to 3.3, as far as it is in the image.
+    Input and output: images [B, height, width, C] of the compute dtype; unchanged at inference.
+
+    Source: Zhong et al., "Random Erasing Data Augmentation", https://arxiv.org/abs/1708.04896.
+
+    Args:
+        probability: With which an image has one.
+        **kwargs: `keras.layers.Layer` arguments.
+    """
+
+    def __init__(self, probability: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.probability = probability
+        self.generator = keras.random.SeedGenerator()
+
+    def call(self, images: Any, training: bool | None = None) -> Any:
+        """Erases from images [B, height, width, C], each its own rectangle."""
+        if not training:
+            return images
+        draws = keras.random.uniform((5, ops.shape(images)[0], 1), seed=self.generator)
+        coin, area, ratio, *centres = ops.unstack(draws, axis=0)  # (B, 1) each
+        side = ops.sqrt(0.02 + 0.31 * area) / 2  # of the image's, from the centre
+        stretch = ops.exp((2 * ratio - 1) * math.log(3.3) / 2)
+        inside = []
+        reaches = side * stretch, side / stretch
+        for size, centre, reach in zip(images.shape[1:3], centres, reaches):
+            at = (ops.arange(size, dtype="float32") + 0.5) / size
+            inside.append(ops.abs(at - centre) < reach)  # (B, size)
+        erased = ops.logical_and(inside[0][:, :, None], inside[1][:, None, :])  # (B, H, W)
+        erased = ops.logical_and(erased, coin[:, :, None] < self.probability)
+        return ops.where(erased[..., None], ops.zeros_like(images), images)
+
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns the input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "probability": self.probability}
+
+
+@training_only
+@keras.saving.register_keras_serializable(package="vit")
 class RandomProjection(keras.layers.Layer):
     """The chain of `augmentation_layers` as one resampling of the image.
 
@@ -115,9 +163,9 @@ class RandomProjection(keras.layers.Layer):
     Input and output: images [B, height, width, C] of the compute dtype; unchanged at inference.
 
     Args:
-        flip: See `Preset.random_flip`.
-        rotation: See `Preset.random_rotation`.
-        zoom: See `Preset.random_zoom`.
+        flip: See `Augmentation.random_flip`.
+        rotation: See `Augmentation.random_rotation`.
+        zoom: See `Augmentation.random_zoom`.
         **kwargs: `keras.layers.Layer` arguments.
     """
 

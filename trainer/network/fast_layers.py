@@ -81,50 +81,52 @@ class FoldedPatchEmbedding(PatchEmbedding):
 
     Args:
         projection_dim: Width D of a token.
-        image_size: Side that images are resized to (bilinear).
-        patch_size: Side of a patch; divides `image_size`.
+        image_size: Side that images are resized to (bilinear); None takes them as they are.
+        patch_size: Side of a patch; divides the image's.
         **kwargs: `keras.layers.Layer` arguments.
 
     Raises:
-        ValueError: `patch_size` does not divide `image_size`.
+        ValueError: `patch_size` does not divide the image's sides (when built).
     """
 
     def __init__(
-        self, projection_dim: int, image_size: int, patch_size: int, **kwargs: Any
+        self, projection_dim: int, image_size: int | None, patch_size: int, **kwargs: Any
     ) -> None:
         super().__init__(projection_dim, **kwargs)
-        if patch_size < 1 or image_size % patch_size:
-            raise ValueError(
-                f"patch_size is {patch_size}: it must divide image_size, which is {image_size}."
-            )
         self.image_size = image_size
         self.patch_size = patch_size
 
     def build(self, input_shape: Shape) -> None:
         """Creates the variables, and the constants that describe the resize."""
-        _, height, width, channels = input_shape
-        self._rows = patch_windows(height, self.image_size, self.patch_size)
-        self._columns = patch_windows(width, self.image_size, self.patch_size)
-        patches = (self.image_size // self.patch_size) ** 2
-        super().build((input_shape[0], patches, self.patch_size**2 * channels))
+        batch, height, width, channels = input_shape
+        rows, columns = self._grid(input_shape)
+        self._rows = patch_windows(height, self.image_size or height, self.patch_size)
+        self._columns = patch_windows(width, self.image_size or width, self.patch_size)
+        super().build((batch, rows * columns, self.patch_size**2 * channels))
+
+    def _grid(self, input_shape: Shape) -> tuple[int, int]:
+        sides = [self.image_size or side for side in input_shape[1:3]]
+        if self.patch_size < 1 or any(side % self.patch_size for side in sides):
+            raise ValueError(
+                f"images of {sides[0]} x {sides[1]} pixels cannot be cut into whole patches of "
+                f"patch_size {self.patch_size}: choose a patch_size that divides both."
+            )
+        return sides[0] // self.patch_size, sides[1] // self.patch_size
 
     def folded_kernel(self) -> Any:
         """W', float32 [N, window rows x window columns x C, D]."""
         size, width = self.patch_size, self.projection_dim
-        patches, window_rows = self._rows[0].shape
-        window_columns = self._columns[0].shape[1]
+        (down, window_rows), (across, window_columns) = self._rows[0].shape, self._columns[0].shape
         channels = self.projection.kernel.shape[0] // size**2
         # Rows first, then columns, each as one matrix product.
-        rows = np.reshape(self._rows[1].transpose(0, 2, 1), (-1, size))  # (patches x window, size)
+        rows = np.reshape(self._rows[1].transpose(0, 2, 1), (-1, size))  # (down x window, size)
         kernel = ops.reshape(self.projection.kernel, (size, -1))
         kernel = ops.reshape(ops.matmul(rows, kernel), (-1, size, channels * width))
         columns = np.reshape(self._columns[1].transpose(0, 2, 1), (-1, size))
-        kernel = ops.matmul(columns, kernel)  # (patches x window, patches x window, C x D)
-        kernel = ops.reshape(
-            kernel, (patches, window_rows, patches, window_columns, channels, width)
-        )
+        kernel = ops.matmul(columns, kernel)  # (down x window, across x window, C x D)
+        kernel = ops.reshape(kernel, (down, window_rows, across, window_columns, channels, width))
         kernel = ops.transpose(kernel, (0, 2, 1, 3, 4, 5))
-        return ops.reshape(kernel, (patches**2, window_rows * window_columns * channels, width))
+        return ops.reshape(kernel, (down * across, window_rows * window_columns * channels, width))
 
     def windows(self, images: Any) -> Any:
         """Cuts the windows out of images [B, height, width, C].
@@ -132,13 +134,13 @@ class FoldedPatchEmbedding(PatchEmbedding):
         Returns:
             [N, B, window rows x window columns x C].
         """
-        (patches, window_rows), window_columns = self._rows[0].shape, self._columns[0].shape[1]
+        (down, window_rows), (across, window_columns) = self._rows[0].shape, self._columns[0].shape
         channels = images.shape[-1]
         x = ops.take(images, self._rows[0].ravel(), axis=1)
         x = ops.take(x, self._columns[0].ravel(), axis=2)
-        x = ops.reshape(x, (-1, patches, window_rows, patches, window_columns, channels))
+        x = ops.reshape(x, (-1, down, window_rows, across, window_columns, channels))
         x = ops.transpose(x, (1, 3, 0, 2, 4, 5))
-        return ops.reshape(x, (patches**2, -1, window_rows * window_columns * channels))
+        return ops.reshape(x, (down * across, -1, window_rows * window_columns * channels))
 
     def call(self, images: Any) -> Any:
         """Embeds images [B, height, width, C] as tokens [B, N, D] of the compute dtype."""
@@ -150,7 +152,8 @@ class FoldedPatchEmbedding(PatchEmbedding):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Returns (B, N, D)."""
-        return (input_shape[0], (self.image_size // self.patch_size) ** 2, self.projection_dim)
+        rows, columns = self._grid(input_shape)
+        return (input_shape[0], rows * columns, self.projection_dim)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

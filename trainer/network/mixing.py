@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 from scipy import special
 
-from trainer.preset import Preset
+from trainer.preset import Augmentation
 
 # Of a Beta distribution. Sampling it exactly is a loop of rejections, which XLA takes minutes to
 # compile and cannot capture together with the step around it.
@@ -31,22 +31,20 @@ class Mixing:
     Keras's layers are not used, whose draws are a dozen programs and whose partners are sorted.
 
     Args:
-        preset: Whose `mixup` and `cutmix` are used. Where both are on, each image gets either with
-            probability 1/2; where one is, each image gets it.
+        augmentation: Whose `mixup` and `cutmix` are used. Where both are on, each image gets either
+            with probability 1/2; where one is, each image gets it.
         num_classes: Classes that labels stand for.
 
     Raises:
-        ValueError: The preset mixes nothing.
+        ValueError: They are off.
     """
 
-    def __init__(self, preset: Preset, num_classes: int) -> None:
-        if not preset.mixes_labels:
-            raise ValueError(
-                f"preset {preset.name!r} has mixup 0 and cutmix 0: set one of them above 0."
-            )
+    def __init__(self, augmentation: Augmentation, num_classes: int) -> None:
+        if not augmentation.mixes_labels:
+            raise ValueError("mixup and cutmix are 0: set one of them above 0.")
         self._num_classes = num_classes
-        self._mixup = _beta_quantiles(preset.mixup)
-        self._cutmix = _beta_quantiles(preset.cutmix)
+        self._mixup = _beta_quantiles(augmentation.mixup)
+        self._cutmix = _beta_quantiles(augmentation.cutmix)
         self._generator = keras.random.SeedGenerator(0)
 
     def __call__(self, images: Any, labels: Any, seed: Any) -> tuple[Any, Any]:

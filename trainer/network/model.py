@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from trainer.network.augment import RandomProjection, augmentation_layers
+from trainer.network.augment import augmentation_layers
 from trainer.network.compact_layers import (
     BatchNormBlock,
     ConvolutionalTokenizer,
@@ -70,36 +70,39 @@ def build_model(
 
 
 def _build(preset: Preset, shape: tuple[int, ...], num_classes: int, plain: bool) -> keras.Model:
+    architecture, training = preset.architecture, preset.training
     image = keras.Input(shape, dtype="float32", name="image")  # (B, H, W, C)
-    fold = not (plain or preset.tokenizer_filters or preset.random_shift)
-    x = _embed(preset, image) if fold else _embed_plainly(preset, image)  # (B, N, D)
+    if plain or architecture.embedding == "convolutions":
+        x = _embed_plainly(preset, image)  # (B, N, D)
+    else:
+        x = _embed(preset, image)  # (B, N, D)
     x = _encode(preset, x, plain)  # (B, N, D)
-    if preset.batch_normalization:
+    if architecture.block == "batch_norm":
         x = FusedBatchNormalization(name="norm")(x)
     else:
-        x = keras.layers.LayerNormalization(epsilon=preset.layer_norm_epsilon, name="norm")(x)
-    if preset.sequence_pooling:
+        x = keras.layers.LayerNormalization(epsilon=architecture.layer_norm_epsilon, name="norm")(x)
+    if architecture.sequence_pooling:
         x = SequencePooling(name="pool")(x)  # (B, D)
     else:
         # All tokens side by side rather than a class token (the paper) or their mean.
         x = keras.layers.Flatten(name="flatten")(x)  # (B, N x D)
-    x = training_only(keras.layers.Dropout(preset.head_dropout_rate, name="head_dropout"))(x)
-    if preset.mlp_head_units:
-        x = MLP(preset.mlp_head_units, preset.head_dropout_rate, name="head")(x)
+    x = training_only(keras.layers.Dropout(training.head_dropout_rate, name="head_dropout"))(x)
+    if architecture.mlp_head_units:
+        x = MLP(architecture.mlp_head_units, training.head_dropout_rate, name="head")(x)
     # float32 so that the softmax of the loss and the served probabilities do not lose digits.
     logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
     network = keras.Model(image, logits, name=preset.name)
     for layer in network._flatten_layers():
         if isinstance(layer, FusedBatchNormalization):
             # The averaged weights are evaluated with statistics that are averaged as long.
-            layer.momentum = max(layer.momentum, preset.ema_momentum)
+            layer.momentum = max(layer.momentum, training.ema_momentum)
     return network
 
 
 def _encode(preset: Preset, x: keras.KerasTensor, plain: bool) -> keras.KerasTensor:
     """The blocks, one after the other: tokens [B, N, D] to tokens [B, N, D]."""
     blocks = []
-    for index in range(preset.transformer_layers):
+    for index in range(preset.architecture.transformer_layers):
         blocks.append(_block(preset, index, plain))
         blocks[-1].build(x.shape)  # in turn, as each draws seeds for its weights
     if keras.config.backend() != "jax" or not isinstance(blocks[0], FusedTransformerBlock):
@@ -116,62 +119,59 @@ def _encode(preset: Preset, x: keras.KerasTensor, plain: bool) -> keras.KerasTen
 
 
 def _block(preset: Preset, index: int, plain: bool) -> keras.layers.Layer:
-    name = f"block_{index}"
-    if preset.batch_normalization:
+    name, architecture = f"block_{index}", preset.architecture
+    if architecture.block == "batch_norm":
         return BatchNormBlock(
-            preset.num_heads,
-            preset.key_dim,
-            preset.transformer_units[0],
-            preset.depthwise_convolution,
+            architecture.num_heads,
+            architecture.key_dim,
+            architecture.transformer_units[0],
+            architecture.depthwise_convolution,
             name=name,
         )
     options: dict[str, Any] = {
-        "num_heads": preset.num_heads,
-        "key_dim": preset.key_dim,
-        "mlp_units": preset.transformer_units,
-        "dropout_rate": preset.dropout_rate,
-        "layer_norm_epsilon": preset.layer_norm_epsilon,
-        "linear_mlp_output": preset.linear_mlp_output,
+        "num_heads": architecture.num_heads,
+        "key_dim": architecture.key_dim,
+        "mlp_units": architecture.transformer_units,
+        "dropout_rate": preset.training.dropout_rate,
+        "layer_norm_epsilon": architecture.layer_norm_epsilon,
+        "linear_mlp_output": architecture.linear_mlp_output,
         "name": name,
     }
     # Below that width the products of projections are larger than the projections.
-    fuse = not plain and preset.key_dim >= preset.projection_dim
+    fuse = not plain and architecture.key_dim >= architecture.projection_dim
     return (FusedTransformerBlock if fuse else TransformerBlock)(**options)
 
 
 def _embed_plainly(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
     """Resize, augment, cut, project: images [B, H, W, C] to tokens [B, N, D]."""
-    size = preset.image_size
-    if x.shape[1:3] != (size, size):
+    architecture = preset.architecture
+    size = architecture.resize
+    if size and x.shape[1:3] != (size, size):
         resize = keras.layers.Resizing(
             size, size, interpolation="bilinear", dtype="float32", name="resize"
         )
         x = resize(x)  # (B, size, size, C)
-    for layer in augmentation_layers(preset):
-        x = layer(x)  # (B, size, size, C)
-    if preset.tokenizer_filters:
+    for layer in augmentation_layers(preset.augmentation):
+        x = layer(x)  # (B, H, W, C)
+    if architecture.embedding == "convolutions":
         tokenizer = ConvolutionalTokenizer(
-            preset.tokenizer_filters, preset.tokenizer_residual_pairs, name="tokenizer"
+            architecture.tokenizer_filters, architecture.tokenizer_residual_pairs, name="tokenizer"
         )
         return tokenizer(x)  # (B, N, D)
-    x = Patches(preset.patch_size, name="patches")(x)  # (B, N, P)
-    return PatchEmbedding(preset.projection_dim, name="patch_embedding")(x)  # (B, N, D)
+    x = Patches(architecture.patch_size, name="patches")(x)  # (B, N, P)
+    return PatchEmbedding(architecture.projection_dim, name="patch_embedding")(x)  # (B, N, D)
 
 
 def _embed(preset: Preset, x: keras.KerasTensor) -> keras.KerasTensor:
     """The same, augmented by one resampling at the images' own size, and resized in the fold."""
-    if preset.random_flip or preset.random_rotation or preset.random_zoom:
-        # float32 whatever the policy: see `augmentation_layers`.
-        augment = RandomProjection(
-            preset.random_flip,
-            preset.random_rotation,
-            preset.random_zoom,
-            dtype="float32",
-            name="augmentation",
-        )
-        x = augment(x)  # (B, H, W, C)
+    for layer in augmentation_layers(preset.augmentation, in_one=True):
+        x = layer(x)  # (B, H, W, C)
+    architecture = preset.architecture
     embedding = FoldedPatchEmbedding(
-        preset.projection_dim, preset.image_size, preset.patch_size, name="patch_embedding"
+        architecture.projection_dim,
+        architecture.resize,
+        architecture.patch_size,
+        name="patch_embedding",
     )
     return embedding(x)  # (B, N, D)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.preset import Preset
+from trainer.preset import ADAPTER, Preset
 
 _JOB = "job.json"
 _RESULT = "result.json"
@@ -113,7 +113,7 @@ class Folder:
     def read_job(self) -> tuple[Job, bytes | None]:
         """Reads what `write_job` has written."""
         fields = self._read(_JOB)
-        fields["preset"] = _preset_from(fields["preset"])
+        fields["preset"] = ADAPTER.validate_python(fields["preset"])
         weights = self.path / _START_WEIGHTS
         return Job(**fields), weights.read_bytes() if weights.exists() else None
 
@@ -139,11 +139,3 @@ class Folder:
 
     def _read(self, name: str) -> Any:
         return json.loads((self.path / name).read_text())
-
-
-def _preset_from(fields: Mapping[str, Any]) -> Preset:
-    """Makes a preset of its fields as JSON has them, with lists in place of tuples."""
-    values: dict[str, Any] = {
-        name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()
-    }
-    return Preset(**values)

@@ -72,7 +72,7 @@ def fit(training: Training, validation: Split, checkpoints: str) -> list[dict[st
     Returns:
       Metrics of all epochs.
     """
-    preset = training.preset
+    settings = training.preset.training
     history = callbacks.HistoryFile(f"{checkpoints}/{HISTORY_FILE}")
     checkpoint = callbacks.Checkpoint(checkpoints)
     checkpoint.set_model(training.network)
@@ -81,14 +81,14 @@ def fit(training: Training, validation: Split, checkpoints: str) -> list[dict[st
         history.restore(finished)
         print(f"  continuing after epoch {finished}", flush=True)
         spent = history.epochs[-1].get("training_seconds", 0.0)
-    budget = callbacks.TimeBudget(preset, spent) if preset.train_minutes else None
+    budget = callbacks.TimeBudget(settings, spent) if settings.train_minutes else None
     lines = callbacks.ProgressLines(budget)
-    lines.set_params({"epochs": preset.epochs, "steps": training.steps})
+    lines.set_params({"epochs": settings.epochs, "steps": training.steps})
     pace, batches = _Pace(), training.batches(validation)
     state, epoch, saved_at = training.state(), finished, time.monotonic()
 
     def goes_on() -> bool:
-        return budget.progress < 1.0 if budget else epoch < preset.epochs
+        return budget.progress < 1.0 if budget else epoch < settings.epochs
 
     while goes_on():
         history.on_epoch_begin(epoch)
@@ -145,12 +145,12 @@ def _train_epoch(
     lines: callbacks.ProgressLines,
 ) -> tuple[State, float]:
     """Trains for an epoch, or until the time is over; returns the mean loss with the new state."""
-    preset, draws = training.preset, training.draws(epoch)
+    draws = training.draws(epoch)
     state = training.begin(state, epoch)
     if budget:
         rates = np.zeros(training.steps, np.float32)
     else:
-        rates = schedule.learning_rates(preset, training.steps, epoch)
+        rates = schedule.learning_rates(training.preset.training, training.steps, epoch)
     losses = np.zeros(0, np.float32)
     while (step := len(losses)) < training.steps and not (budget and budget.progress == 1.0):
         left = budget.seconds_left if budget else _SECONDS_PER_SPAN
@@ -179,4 +179,4 @@ def _policy_name(preset: Preset) -> str:
     device = jax.local_devices()[0]
     capability = float(getattr(device, "compute_capability", 0.0))
     fast = device.platform == "tpu" or (device.platform == "gpu" and capability >= 8.0)
-    return "mixed_bfloat16" if preset.mixed_precision and fast else "float32"
+    return "mixed_bfloat16" if preset.training.mixed_precision and fast else "float32"

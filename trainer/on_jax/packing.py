@@ -45,7 +45,7 @@ class Packing:
       network: Whose trainable variables are packed.
       plain: The network's optimizer, built: as a checkpoint has it.
       build_optimizer: Makes an optimizer of the same settings; see
-        `trainer.schedule.build_optimizer` for its argument `muon`.
+        `trainer.optimizer.build_optimizer` for its argument `muon`.
 
     Attributes:
       plain: See above.

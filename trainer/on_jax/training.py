@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from trainer import precision, schedule
+from trainer import losses, precision, schedule
+from trainer.draws import epoch_draws
 from trainer.network.mixing import Mixing
 from trainer.network.model import build_model
 from trainer.on_jax.packing import Packing
+from trainer.optimizer import build_optimizer
 from trainer.preset import Preset
 
 _EVALUATED_AT_ONCE = 1000
@@ -134,16 +136,16 @@ class Training:
         plain: bool = False,
     ):
         devices = jax.local_devices()
-        if preset.batch_size % len(devices):
+        if (size := preset.training.batch_size) % len(devices):
             raise BatchSizeError(
-                f"batch_size is {preset.batch_size}, which {len(devices)} devices cannot share "
-                f"evenly: give a multiple of {len(devices)} (--batch_size)."
+                f"batch_size is {size}, which {len(devices)} devices cannot share evenly: "
+                f"give a multiple of {len(devices)} (--batch_size)."
             )
         mesh = Mesh(np.array(devices), ("batch",))
         self._on_each = NamedSharding(mesh, PartitionSpec())
         self._shared = NamedSharding(mesh, PartitionSpec("batch"))
         self._shared_steps = NamedSharding(mesh, PartitionSpec(None, "batch"))
-        self.steps = math.ceil(len(train.labels) / preset.batch_size)
+        self.steps = math.ceil(len(train.labels) / preset.training.batch_size)
         self.preset, self.seed, self.num_classes = preset, seed, num_classes
         self.mean, self.variance = np.asarray(mean, "f4"), np.asarray(variance, "f4")
         with _on_host():
@@ -151,17 +153,21 @@ class Training:
             self.network = build_model(preset, shape, num_classes, seed=seed, plain=plain)
             if weights is not None:
                 self.network.set_weights(weights)
-            self.loss = schedule.build_loss(preset)
-            optimizer = schedule.build_optimizer(preset, steps_per_epoch=self.steps)
+            self.loss = losses.build_loss(preset)
+            optimizer = build_optimizer(preset.training, steps_per_epoch=self.steps)
             # So that Keras saves the optimizer's state beside the weights.
             self.network.compile(optimizer, self.loss)
             optimizer.build(self.network.trainable_variables)
             self._packing = Packing(
                 self.network,
                 optimizer,
-                functools.partial(schedule.build_optimizer, preset, steps_per_epoch=None),
+                functools.partial(build_optimizer, preset.training, steps_per_epoch=None),
             )
-            self._mixing = Mixing(preset, num_classes) if preset.mixes_labels else None
+            self._mixing = (
+                Mixing(preset.augmentation, num_classes)
+                if preset.augmentation.mixes_labels
+                else None
+            )
         self._generators = {
             index: int(variable.value[0])
             for index, variable in enumerate(self.network.non_trainable_variables)
@@ -217,14 +223,11 @@ class Training:
 
     def draws(self, epoch: int) -> Draws:
         """Draws what the steps of an epoch need."""
-        draw = np.random.default_rng((self.seed, epoch))
+        order, draws = epoch_draws(self.seed, epoch, len(self._train.labels), self.steps)
         # Filled up from its beginning, as often as it takes.
-        order = np.resize(
-            draw.permutation(len(self._train.labels)).astype(np.int32),
-            (self.steps, self.preset.batch_size),
-        )
+        order = np.resize(order, (self.steps, self.preset.training.batch_size))
         seeds = np.zeros((self.steps, 2), np.uint32)
-        seeds[:, 0] = draw.integers(2**32, size=self.steps)
+        seeds[:, 0] = draws
         return Draws(
             jax.device_put(order, self._shared_steps), jax.device_put(seeds, self._on_each)
         )
@@ -258,7 +261,7 @@ class Training:
 
     def arguments(self, state: State, epoch: int) -> tuple[Any, ...]:
         """Those of `steps_of_an_epoch` for all steps of an epoch."""
-        rates = schedule.learning_rates(self.preset, self.steps, epoch)
+        rates = schedule.learning_rates(self.preset.training, self.steps, epoch)
         span = np.array([0, self.steps], np.int32)
         return state, self._train, *self.draws(epoch), rates, span
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -10,13 +9,14 @@ import numpy as np
 import pytest
 from keras import ops
 
-from trainer.network.augment import RandomProjection, augmentation_layers
+from trainer.network.augment import RandomErasing, RandomProjection, augmentation_layers
+from trainer.preset import replace
 from trainer.presets import get_preset
 
 
 def _apply(images: np.ndarray, *, training: bool, **settings: Any) -> np.ndarray:
     x = images
-    for layer in augmentation_layers(dataclasses.replace(get_preset("notebook"), **settings)):
+    for layer in augmentation_layers(replace(get_preset("notebook"), **settings).augmentation):
         x = layer(x, training=training)
     return ops.convert_to_numpy(x)
 
@@ -31,7 +31,7 @@ def test_chain_is_the_reference_chain() -> None:
         keras.layers.RandomRotation(factor=0.02),
         keras.layers.RandomZoom(height_factor=0.2, width_factor=0.2),
     ]
-    chain = augmentation_layers(get_preset("notebook"))
+    chain = augmentation_layers(get_preset("notebook").augmentation)
     assert [type(layer) for layer in chain] == [type(layer) for layer in expected]
     for layer, reference in zip(chain, expected, strict=True):
         assert {**layer.get_config(), "name": None, "dtype": None} == {
@@ -43,10 +43,10 @@ def test_chain_is_the_reference_chain() -> None:
 
 def test_zero_or_false_turns_a_step_off() -> None:
     preset = get_preset("notebook")
-    off = dataclasses.replace(preset, random_flip=False, random_rotation=0.0, random_zoom=0.0)
-    assert augmentation_layers(off) == []
-    names = [layer.name for layer in augmentation_layers(dataclasses.replace(off, random_zoom=0.1))]
-    assert names == ["random_zoom"]
+    off = replace(preset, random_flip=False, random_rotation=0.0, random_zoom=0.0)
+    assert augmentation_layers(off.augmentation) == []
+    zoom = augmentation_layers(replace(off, random_zoom=0.1).augmentation)
+    assert [layer.name for layer in zoom] == ["random_zoom"]
 
 
 def test_inference_passes_images_through_unchanged() -> None:
@@ -120,9 +120,9 @@ def _with_the_seeds_of(projection: RandomProjection, chain: list[Any]) -> None:
 
 
 def _chain_and_projection() -> tuple[list[Any], RandomProjection]:
-    preset = get_preset("notebook")
-    projection = RandomProjection(preset.random_flip, preset.random_rotation, preset.random_zoom)
-    return augmentation_layers(preset), projection
+    (projection,) = augmentation_layers(get_preset("notebook").augmentation, in_one=True)
+    assert isinstance(projection, RandomProjection)
+    return augmentation_layers(get_preset("notebook").augmentation), projection
 
 
 def _train(layers: list[Any], images: Any) -> np.ndarray:
@@ -182,3 +182,20 @@ def test_projection_acts_in_training_only_and_survives_its_configuration() -> No
     still = RandomProjection(False, 0.0, 0.0)
     np.testing.assert_allclose(_train([still], _images()), _images(), atol=1e-6)
     assert still.variables == []
+
+
+def test_erasing_sets_a_rectangle_of_some_images_to_zero() -> None:
+    images = np.ones((400, 24, 40, 3), np.float32)
+    layer = RandomErasing(0.5)
+    np.testing.assert_array_equal(layer(images, training=False), images)
+    erased = ops.convert_to_numpy(layer(images, training=True)) == 0.0
+    assert (erased == erased[..., :1]).all()  # all channels alike
+    touched = erased.any(axis=(1, 2, 3))
+    assert 0.4 < touched.mean() < 0.6
+    for mask in erased[touched][..., 0]:
+        rows, columns = mask.any(axis=1), mask.any(axis=0)
+        np.testing.assert_array_equal(mask, np.outer(rows, columns))  # a rectangle
+        assert mask.mean() < 0.4
+    assert len({mask.tobytes() for mask in erased[touched]}) > 100
+    again = keras.layers.deserialize(keras.layers.serialize(layer))
+    assert again.probability == 0.5

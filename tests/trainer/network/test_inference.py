@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
@@ -11,14 +9,13 @@ from keras import ops
 
 from tests.support.networks import build_model
 from trainer.network.inference import for_inference
+from trainer.preset import replace
 from trainer.presets import get_preset
 
 
 def _trained_looking(preset: str, layers: int) -> keras.Model:
     """A model whose biases, scales and shifts are away from the 0 and 1 they start at."""
-    network = build_model(
-        dataclasses.replace(get_preset(preset), transformer_layers=layers), seed=0
-    )
+    network = build_model(replace(get_preset(preset), transformer_layers=layers), seed=0)
     draw = np.random.default_rng(0)
     for weight in network.weights:
         spread = 0.5 if weight.name == "moving_variance" else 0.05

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
 
 from tests.support.networks import build_model
-from trainer import schedule
-from trainer.input import mix_batches
+from trainer.losses import build_loss, build_metrics
 from trainer.network.mixing import Mixing
+from trainer.optimizer import build_optimizer
+from trainer.preset import replace
 from trainer.presets import get_preset
 
 COUNT = 40
 
 
 def _mixing(mixup: float, cutmix: float) -> Mixing:
-    preset = dataclasses.replace(get_preset("compact"), mixup=mixup, cutmix=cutmix)
-    return Mixing(preset, num_classes=COUNT)
+    preset = replace(get_preset("compact"), mixup=mixup, cutmix=cutmix)
+    return Mixing(preset.augmentation, num_classes=COUNT)
 
 
 def _batch(labels: np.ndarray) -> np.ndarray:
@@ -65,28 +64,13 @@ def test_same_seed_same_batch_and_nothing_is_remembered() -> None:
         assert np.abs(a - c).max() > 0.1
 
 
-def test_a_preset_that_mixes_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="'compact' has mixup 0 and cutmix 0"):
+def test_augmentation_that_mixes_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="mixup and cutmix are 0"):
         _mixing(0.0, 0.0)
 
 
-def test_batches_of_a_dataset_differ_by_batch_and_epoch_and_not_by_run() -> None:
-    labels = np.tile(np.arange(COUNT), 3)
-    plain = tf.data.Dataset.from_tensor_slices((_batch(labels), labels)).batch(COUNT)
-
-    def shares(seed: int, epochs: int) -> list[list[np.ndarray]]:
-        dataset = mix_batches(plain, _mixing(0.8, 1.0), seed=seed)
-        assert len(dataset) == 3
-        return [[label for _, label in dataset.as_numpy_iterator()] for _ in range(epochs)]
-
-    first, again = shares(1, 2), shares(1, 2)
-    np.testing.assert_array_equal(first, again)
-    flat = [batch.tobytes() for epoch in [*first, *shares(2, 1)] for batch in epoch]
-    assert len(set(flat)) == 9
-
-
 def test_model_trains_on_mixed_labels_and_is_validated_on_plain_ones() -> None:
-    preset = dataclasses.replace(
+    preset = replace(
         get_preset("tiny"),
         transformer_layers=1,
         mixup=0.8,
@@ -100,11 +84,12 @@ def test_model_trains_on_mixed_labels_and_is_validated_on_plain_ones() -> None:
 
     model = build_model(preset, num_classes=10, seed=0)
     model.compile(
-        schedule.build_optimizer(preset, steps_per_epoch=3),
-        schedule.build_loss(preset),
-        metrics=schedule.build_metrics(preset),
+        build_optimizer(preset.training, steps_per_epoch=3),
+        build_loss(preset),
+        metrics=build_metrics(preset, 10),
     )
-    mixed = mix_batches(plain, Mixing(preset, 10), seed=3)
+    mixing = Mixing(preset.augmentation, 10)
+    mixed = plain.map(lambda image, label: mixing(image, label, tf.constant([3, 0], tf.uint32)))
     history = model.fit(mixed, validation_data=plain, epochs=2, verbose=0, shuffle=False).history
     assert history["loss"][0] != history["loss"][1]
     # As computed by hand from the model's answers.

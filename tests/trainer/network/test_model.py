@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +15,12 @@ from keras import layers, ops
 from tests.support.networks import build_model
 from trainer.network.compact_layers import FusedBatchNormalization
 from trainer.network.inference import for_inference
+from trainer.optimizer import build_optimizer
+from trainer.preset import replace
 from trainer.presets import PRESETS, get_preset
-from trainer.schedule import build_optimizer
 
 TINY = get_preset("tiny")
-STILL = dataclasses.replace(TINY, dropout_rate=0.0, head_dropout_rate=0.0)  # augmentation only
+STILL = replace(TINY, dropout_rate=0.0, head_dropout_rate=0.0)  # augmentation only
 
 
 def _images(count: int = 4) -> np.ndarray:
@@ -149,7 +149,7 @@ def test_other_classes_and_input_shape() -> None:
 
 
 def test_linear_head() -> None:
-    model = build_model(dataclasses.replace(TINY, mlp_head_units=()))
+    model = build_model(replace(TINY, mlp_head_units=()))
     assert model.get_layer("logits").kernel.shape == (16 * 32, 100)
 
 
@@ -203,7 +203,7 @@ def test_augmentation_acts_in_training_only() -> None:
     model = build_model(STILL, seed=0)
     np.testing.assert_array_equal(_logits(model), _logits(model))
     assert np.abs(_logits(model, training=True) - _logits(model)).max() > 1e-3
-    off = dataclasses.replace(STILL, random_flip=False, random_rotation=0.0, random_zoom=0.0)
+    off = replace(STILL, random_flip=False, random_rotation=0.0, random_zoom=0.0)
     model = build_model(off, seed=0)
     np.testing.assert_allclose(_logits(model, training=True), _logits(model), atol=1e-6)
 
@@ -214,7 +214,7 @@ def test_graph_and_eager_agree(run_eagerly: bool) -> None:
     images, labels = _images(), np.array([1, 2, 3, 99])
     model, expected = build_model(TINY, seed=5), build_model(TINY, seed=5)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(build_optimizer(TINY, steps_per_epoch=1), loss, run_eagerly=run_eagerly)
+    model.compile(build_optimizer(TINY.training, steps_per_epoch=1), loss, run_eagerly=run_eagerly)
     np.testing.assert_allclose(model.predict_on_batch(images), _logits(expected), atol=1e-5)
     np.testing.assert_allclose(
         float(model.train_on_batch(images, labels)),
@@ -227,14 +227,14 @@ def test_fixed_batch_is_learned() -> None:
     images, labels = _images(16), np.arange(16)
     model = build_model(STILL, seed=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(build_optimizer(STILL, steps_per_epoch=100), loss)
+    model.compile(build_optimizer(STILL.training, steps_per_epoch=100), loss)
     losses = [float(model.train_on_batch(images, labels)) for _ in range(100)]
     assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize("preset", ["tiny", "notebook"])
 def test_save_and_reload_gives_equal_outputs(preset: str, tmp_path: Path) -> None:
-    small = dataclasses.replace(get_preset(preset), transformer_layers=1)
+    small = replace(get_preset(preset), transformer_layers=1)
     model = build_model(small, seed=0)
     model.save(tmp_path / "model.keras")
     reloaded = keras.models.load_model(tmp_path / "model.keras")
@@ -244,13 +244,13 @@ def test_save_and_reload_gives_equal_outputs(preset: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"batch_normalization": False}, {"depthwise_convolution": True}],
+    [{}, {"block": "layer_norm"}, {"depthwise_convolution": True}],
     ids=["compact", "layer_normalization", "depthwise_convolution"],
 )
 def test_convolutional_tokens_are_the_same_plain_reloaded_and_for_inference(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    preset = dataclasses.replace(
+    preset = replace(
         get_preset("compact"),
         projection_dim=24,
         num_heads=3,
@@ -275,7 +275,7 @@ def test_convolutional_tokens_are_the_same_plain_reloaded_and_for_inference(
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_weights_file_moves_between_models(preset: str, tmp_path: Path) -> None:
-    small = dataclasses.replace(get_preset(preset), transformer_layers=1)
+    small = replace(get_preset(preset), transformer_layers=1)
     model, other = build_model(small, seed=0), build_model(small, seed=1)
     model.save_weights(tmp_path / "model.weights.h5")
     other.load_weights(tmp_path / "model.weights.h5")
@@ -295,14 +295,14 @@ def test_mixed_precision_has_float32_logits(policy: str) -> None:
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, atol=0.1)
     model.compile(
-        build_optimizer(TINY, steps_per_epoch=1),
+        build_optimizer(TINY.training, steps_per_epoch=1),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     assert 0.0 < float(model.train_on_batch(_images(), np.arange(4))) < 20.0
 
 
 def test_statistics_are_averaged_as_long_as_the_weights():
-    compact = dataclasses.replace(PRESETS["compact"], transformer_layers=1, ema_momentum=0.999)
+    compact = replace(PRESETS["compact"], transformer_layers=1, ema_momentum=0.999)
     network = build_model(compact, num_classes=3)
     found = [
         layer.momentum
