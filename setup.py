@@ -66,6 +66,7 @@ setup(
         "pip",  # the tfx command line runs it
         "prometheus-client",
         "protobuf",
+        "pyarrow",
         "pydantic >=2,<3",
         "pyyaml",
         "tensorboard >=2.16,<2.17" + OLD_LINE,
@@ -84,6 +85,8 @@ setup(
             "kfp-kubernetes <2" + OLD_LINE,
             "kfp-kubernetes >=2.16,<3" + NEW_LINE,
         ],
+        # Data by URI: http, s3, gs, hf.
+        "remote": ["fsspec[http]", "gcsfs", "huggingface_hub", "s3fs"],
         "onnx": ["onnx", "onnxruntime", "tf2onnx >=1.17"],  # for --export onnx
         "test": [
             "hypothesis",
