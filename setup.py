@@ -67,6 +67,7 @@ setup(
         "pip",  # the tfx command line runs it
         "prometheus-client",
         "protobuf",
+        "pyarrow",
         "pydantic >=2,<3",
         "pysimdjson",
         "pyyaml",
@@ -86,6 +87,8 @@ setup(
             "kfp-kubernetes <2" + OLD_LINE,
             "kfp-kubernetes >=2.16,<3" + NEW_LINE,
         ],
+        # Data by URI: http, s3, gs, hf.
+        "remote": ["fsspec[http]", "gcsfs", "huggingface_hub", "s3fs"],
         "onnx": ["onnx", "onnxruntime", "tf2onnx >=1.17"],  # for --export onnx
         "test": [
             "hypothesis",
