@@ -6,7 +6,6 @@ variable VIT_PIPELINE_ARGS holds the flags, for `tfx pipeline create` and `tfx r
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 import sys
@@ -14,15 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dataset.card import TRAIN, VALIDATION
-from dataset.format import OFFICIAL_TRAIN_RECORDS, DataError
+from dataset.format import DataError
 from pipeline import command_line, console, metadata_file, run_lock
 from pipeline import config as pipeline_config
+from pipeline.choice import available_cpus, choose_training
 from pipeline.interruption import interruptible
 from pipeline.metadata_file import MetadataError
 from pipeline.run_lock import PipelineBusyError
-from trainer import engines, hyperparameters, presets
-from trainer.preset import Preset
+from trainer import engines, hyperparameters
 
 ARGUMENTS_VARIABLE = "VIT_PIPELINE_ARGS"
 
@@ -111,8 +109,7 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
             _fail(error)
         gpus = engines.accelerators() if on_jax else len(tf.config.list_physical_devices("GPU"))
 
-    images = sum(dataset.card.splits[split].examples for split in (TRAIN, VALIDATION))
-    preset, why = choose_training(config, images=images, gpus=gpus, cpus=available_cpus())
+    preset, why = choose_training(config, dataset.card, gpus=gpus, cpus=available_cpus())
     print(f"model: preset {preset.name}, {why}", flush=True)
     if config.tune:
         trial = hyperparameters.shorten(preset, config.tune_fraction)
@@ -131,62 +128,6 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
                 "space on that disk, make it writable, or choose another --work_dir."
             )
         )
-
-
-def choose_training(
-    config: pipeline_config.PipelineConfig, *, images: int, gpus: int, cpus: int
-) -> tuple[Preset, str]:
-    """Resolves the preset and its training length, as they fit the machine unless given.
-
-    Args:
-      config: The run's configuration.
-      images: In the file of training images.
-      gpus: GPUs that the engine sees.
-      cpus: Cores.
-
-    Returns:
-      The preset, and the length and its reason for people.
-    """
-    if config.preset is None and not gpus:
-        config = dataclasses.replace(config, preset=presets.ON_CPU)
-    preset = config.resolve_preset()
-    training = preset.training
-    device = console.count(gpus, "GPU") if gpus else f"no GPU, {cpus} CPU cores"
-    if training.train_minutes:
-        return (
-            preset,
-            f"{console.count(training.train_minutes, 'minute')} of training ({device})",
-        )
-    if config.epochs or gpus:
-        return preset, f"{console.count(training.epochs, 'epoch')} ({device})"
-    if preset.name in presets.MINUTES_ON_CPU:
-        # Fewer images are learned sooner.
-        share = min(images, config.limit or images) / OFFICIAL_TRAIN_RECORDS
-        minutes = max(1.0, round(presets.MINUTES_ON_CPU[preset.name] * min(1.0, share), 1))
-        return (
-            config.resolve_preset(train_minutes=minutes),
-            f"{console.count(minutes, 'minute')} of training ({device}; more or less: "
-            "--train_minutes X, or --epochs N)",
-        )
-    # An epoch of the notebook preset takes four to six minutes on two cores, and more cores help
-    # less and less: this keeps a run to about a quarter of an hour in all.
-    epochs = min(training.epochs, max(2, cpus // 4))
-    why = f"{console.count(epochs, 'epoch')} ({device})"
-    if epochs < training.epochs:
-        why += f": A SHORT RUN, the preset's own length is {training.epochs} "
-        why += f"(--epochs {training.epochs})"
-    return config.resolve_preset(epochs=epochs), why
-
-
-def available_cpus() -> int:
-    """Counts the cores that this process may use, which in a container are fewer than there are."""
-    cpus = len(os.sched_getaffinity(0))
-    limit = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" or "max PERIOD", cgroup v2
-    if limit.is_file():
-        quota, _, period = limit.read_text().partition(" ")
-        if quota != "max":
-            cpus = min(cpus, max(1, round(int(quota) / int(period))))
-    return cpus
 
 
 def _make_folders(*folders: str) -> None:

@@ -182,6 +182,7 @@ _COMPACT_WIDE = replace(
 # What a run without a preset takes; and for how many minutes those trained on a CPU that are meant
 # for it.
 ON_CPU = "compact"
+ON_CPU_FEW = "compact_long"  # for few images
 ON_GPU = "compact_long"
 MINUTES_ON_CPU = {"compact": 10, "compact_long": 120}
 

@@ -2,61 +2,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.config import PipelineConfig
-from pipeline.local_runner import available_cpus, choose_training
 from pipeline.run_lock import LockHolder, exclusive_run, lock_holder
 from tests.conftest import REPOSITORY
 
 MODULE = "pipeline.local_runner"
-
-
-@pytest.mark.parametrize(
-    ("given", "gpus", "cpus", "preset", "epochs", "minutes", "text"),
-    [
-        ({}, 0, 2, "compact", None, 10, "10 minutes of training (no GPU, 2 CPU cores; more or"),
-        ({"limit": 9_000}, 0, 2, "compact", None, 1.8, "1.8 minutes of training (no GPU"),
-        ({"limit": 100}, 0, 2, "compact", None, 1, "1 minute of training (no GPU"),
-        ({"preset": "compact_long"}, 0, 2, "compact_long", None, 120, "120 minutes of training"),
-        ({"epochs": 3}, 0, 2, "compact", 3, 0, "3 epochs (no GPU, 2 CPU cores)"),
-        ({"train_minutes": 90.0}, 0, 2, "compact", None, 90, "90 minutes of training (no GPU"),
-        ({}, 1, 2, "compact_long", 130, 0, "130 epochs (1 GPU)"),
-        ({"preset": "compact", "train_minutes": 0.5}, 1, 8, "compact", None, 0.5, "0.5 minutes"),
-        ({"preset": "notebook"}, 0, 2, "notebook", 2, 0, "2 epochs (no GPU, 2 CPU cores): A SHORT"),
-        ({"preset": "notebook"}, 0, 16, "notebook", 4, 0, "4 epochs (no GPU, 16 CPU cores): A SH"),
-        ({"preset": "notebook"}, 0, 96, "notebook", 20, 0, "20 epochs (no GPU, 96 CPU cores)"),
-        ({"preset": "notebook"}, 4, 2, "notebook", 20, 0, "20 epochs (4 GPUs)"),
-        ({"preset": "notebook", "epochs": 1}, 1, 2, "notebook", 1, 0, "1 epoch (1 GPU)"),
-    ],
-)
-def test_preset_and_training_length_fit_the_machine(
-    given: dict[str, Any],
-    gpus: int,
-    cpus: int,
-    preset: str,
-    epochs: int | None,
-    minutes: float,
-    text: str,
-):
-    config = PipelineConfig(**given)
-    chosen, why = choose_training(config, images=50_000, gpus=gpus, cpus=cpus)
-    assert (chosen.name, chosen.training.train_minutes) == (preset, minutes)
-    assert epochs is None or chosen.training.epochs == epochs
-    assert why.startswith(text)
-    assert ("SHORT" in why) == (preset == "notebook" and "epochs" not in given and epochs < 20)
-
-
-def test_cores_are_those_that_the_process_may_use():
-    allowed = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(allowed)})
-        assert available_cpus() == 1
-    finally:
-        os.sched_setaffinity(0, allowed)
-    assert 1 <= available_cpus() <= len(allowed)
 
 
 @pytest.mark.parametrize(
