@@ -4,6 +4,8 @@ PYTHON ?=
 GPU ?=
 DATA ?=
 ARGS ?=
+TESTS ?=
+JOBS ?= 2
 UPGRADE ?=
 IMAGE ?=
 export PYTHON GPU UPGRADE IMAGE
@@ -13,7 +15,7 @@ FAST_TESTS := $(filter-out tests/e2e tests/conftest.py tests/__pycache__,$(wildc
 PACKAGES := pipeline components dataset trainer serving kubeflow benchmarks tests tools setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ready run test lint format lock image clean test-debian13
+.PHONY: help setup ready run test tests lint format lock image clean test-debian13
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -27,8 +29,11 @@ ready:
 run: ready ## run the pipeline: data to pushed model (DATA=path or synthetic, ARGS="--help")
 	@VIT_PIPELINE_ARGS= $(BIN)/python -m pipeline.local_runner $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: lint ## lint, then all tests: the fast ones first, then tests/e2e
-	@$(BIN)/python -m pytest $(FAST_TESTS) $(wildcard tests/e2e)
+test: lint tests ## lint, then all tests: the fast ones first, then tests/e2e
+
+tests: ready ## tests alone, JOBS=2 files at a time (TESTS="tests/trainer ...", default all)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		$(or $(TESTS),$(FAST_TESTS) $(wildcard tests/e2e))
 
 lint: ready ## ruff and mypy
 	@$(BIN)/ruff check --quiet $(wildcard $(PACKAGES))
