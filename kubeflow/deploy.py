@@ -114,7 +114,7 @@ def _execute(args: argparse.Namespace) -> None:
     if package is None:
         _wait(api, args.run_id, [], args)
         return
-    api.check()
+    version = api.check()
     name = args.pipeline or package.name
     pipeline_id, version_id = api.upload(package.path, name, args.version or package.version)
     if args.command == "upload":
@@ -130,6 +130,13 @@ def _execute(args: argparse.Namespace) -> None:
         "service_account": args.service_account,
     }
     if args.command == "schedule":
+        if version and (2, 4) <= version < (2, 17):  # mended by pull request 13325
+            print(
+                f"Kubeflow Pipelines {version[0]}.{version[1]} ignores the service account of "
+                "schedules: the runs' pods will have the installation's default, not "
+                f"{args.service_account}",
+                flush=True,
+            )
         made = api.call(
             api.client.create_recurring_run,
             cron_expression=args.cron,

@@ -106,8 +106,11 @@ class Api:
             _return_http_data_only=True,
         )
 
-    def check(self) -> None:
+    def check(self) -> tuple[int, int] | None:
         """Makes sure that the installation can run what kubeflow/runner.py compiles.
+
+        Returns:
+          Its version, major and minor; None if it does not say it.
 
         Raises:
           DeployError: It is too old, or has several users and no namespace was given.
@@ -115,13 +118,14 @@ class Api:
         health = self.get("healthz")
         version = str(health.get("tag_name") or "unknown")
         oldest = ".".join(map(str, OLDEST))
-        number = re.match(r"v?(\d+)\.(\d+)", version)
+        match = re.match(r"v?(\d+)\.(\d+)", version)
+        number = (int(match[1]), int(match[2])) if match else None
         if number is None:
             print(
                 f"{self.endpoint} says its version is {version!r}: {oldest} or newer is needed",
                 flush=True,
             )
-        elif (int(number[1]), int(number[2])) < OLDEST:
+        elif number < OLDEST:
             raise DeployError(
                 f"{self.endpoint} is Kubeflow Pipelines {version}, which refuses parts of the "
                 f"package in each task (emptyDirMounts): {oldest} or newer is needed."
@@ -131,6 +135,7 @@ class Api:
                 f"{self.endpoint} has several users: give your --namespace (the profile's name).",
                 USAGE,
             )
+        return number
 
     def call(self, function: Callable[..., _T], *args: Any, **options: Any) -> _T:
         """Calls one of the client's methods, without what it prints.

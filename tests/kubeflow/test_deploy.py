@@ -235,6 +235,18 @@ def test_progress_is_shown_where_there_is_no_ml_metadata(
     assert err.startswith("error: run r0: failed\nit broke\nPusher: the model is not blessed\n")
 
 
+@pytest.mark.parametrize(
+    ("version", "told"), [("2.3.0", False), ("2.4.0", True), ("2.16.1", True), ("2.17.0", False)]
+)
+def test_a_schedule_is_told_where_its_service_account_is_ignored(
+    cluster: Any, call: Call, package: Path, version: str, told: bool
+) -> None:
+    cluster.version = version
+    code, out, _ = call("schedule", package, "--param", "data=/d", "--every", 60)
+    assert code == 0
+    assert ("ignores the service account of schedules" in out) == told
+
+
 def kubeconfig(path: Path, server: str) -> Path:
     config = {
         "apiVersion": "v1",

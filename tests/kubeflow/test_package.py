@@ -266,6 +266,7 @@ def test_tfx_compiles_it_for_vertex(tmp_path: Path, synthetic_folder: Path):
     output = tmp_path / "job.json"
     flags = (
         f"--vertex --root gs://bucket/vit --output {output} --dataset_name synthetic "
+        "--data gs://bucket/data --serving_dir gs://bucket/models "
         f"--fingerprint_of {synthetic_folder} --gpus 1 --gpu_resource NVIDIA_TESLA_T4 --no_cache"
     )
     process = subprocess.run(
