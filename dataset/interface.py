@@ -21,6 +21,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "val", "valid", "dev", "eval"), VALIDATION),
     "test": TEST,
 }
+# Smaller images are enlarged: presets shift them by 4 pixels and halve their resolution twice.
+_MIN_SIDE = 16
 # Of what is stored in one file; large enough for few files, small enough for many workers.
 _SHARD_BYTES = 64 << 20
 
@@ -130,8 +132,8 @@ class Source(Protocol):
 def stored_size(
     smallest: tuple[int, int], largest: tuple[int, int], options: Options
 ) -> tuple[int, int]:
-    """The size to store images at: their own if all have the same and it is not larger than the
-    preset's, else the preset's; `options.image_size` overrides.
+    """The size to store images at: their own if all have the same and it is neither larger than the
+    preset's nor too small for it, else the preset's; `options.image_size` overrides.
 
     Args:
       smallest: Height and width of an image, as `SourceInfo.smallest`.
@@ -144,7 +146,7 @@ def stored_size(
     if options.image_size:
         return options.image_size
     preset = options.preset_size or max(smallest)
-    if smallest == largest and max(largest) <= preset:
+    if smallest == largest and _MIN_SIDE <= min(largest) and max(largest) <= preset:
         return smallest
     return preset, preset
 

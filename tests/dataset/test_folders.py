@@ -7,7 +7,7 @@ import pytest
 
 from dataset.card import SPLITS, Superclasses
 from dataset.format import DataError
-from dataset.interface import Options, Source
+from dataset.interface import Options, Source, stored_size
 from dataset.locate import locate
 from dataset.source import open_source
 from tests.support.pictures import class_folders, encoded, labels, names, read, write
@@ -269,7 +269,7 @@ def test_superclasses(given: Path):
 def test_size_to_store(given: Path):
     # All have 8 x 8.
     assert open_(given).card.image_size == (8, 8)
-    assert open_(given, preset_size=32).card.image_size == (8, 8)
+    assert open_(given, preset_size=32).card.image_size == (32, 32)  # too small for a preset
     assert open_(given, preset_size=4).card.image_size == (4, 4)
     assert open_(given, image_size=(16, 24)).card.image_size == (16, 24)
     write(given / "train/cat/wide.png", encoded(70, (10, 30)))
@@ -279,6 +279,11 @@ def test_size_to_store(given: Path):
         (8, 8),
         (10, 30),
     )
+
+
+def test_images_of_one_size_that_fits_are_stored_as_they_are():
+    assert stored_size((20, 24), (20, 24), Options(preset_size=32)) == (20, 24)
+    assert stored_size((20, 24), (20, 24), Options(preset_size=16)) == (16, 16)
 
 
 def test_limit_is_balanced(tmp_path: Path):
