@@ -1,8 +1,8 @@
-"""A task of the compiled pipeline: writes the fingerprint of a folder of data into a file.
+"""A task of the compiled pipeline: writes the fingerprint of the data into a file.
 
-    python kubeflow/data_fingerprint.py /data/cifar-100 /tmp/kfp/outputs/fingerprint
+    python kubeflow/data_fingerprint.py LOCATION OPTIONS FILE
 
-Exits with 1, and the cause, where the folder does not hold the data.
+Location and options (JSON) are ExampleGen's. Exits with 1, and the cause, where there are no data.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ import os
 import sys
 from pathlib import Path
 
-from dataset.format import FILES, fingerprint
+from dataset.format import DataError
+from dataset.interface import options_from_json
+from dataset.source import open_source
 
 
 def main() -> None:
     """Entry point; see the module's docstring."""
-    folder, output = sys.argv[1:]
-    if not folder.startswith("/"):
-        sys.exit(f"error: data is {folder}: this task reads a path on a mounted volume.")
+    location, options, output = sys.argv[1:]
     try:
-        text = fingerprint(folder)
-    except OSError as error:
-        sys.exit(
-            f"error: {error.filename}: {error.strerror}; the data folder must hold "
-            f"{', '.join(FILES)}."
-        )
+        text = open_source(location, options_from_json(options)).card.source.fingerprint
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")

@@ -93,7 +93,7 @@ class KubeflowConfig(PipelineConfig):
         False,
         "data",
         "take the fingerprint in each run, in a task of its own, so that the runs of a schedule "
-        "see new data; --data has to be a path",
+        "see new data",
     )
     serving_dir: str = knob(
         "/data/serving_models",
@@ -207,9 +207,8 @@ class KubeflowConfig(PipelineConfig):
         self._check_location("checkpoints", self.checkpoint_dir)
         self._check(
             "fingerprint_in_run",
-            not self.fingerprint_in_run
-            or (self.data.startswith("/") and not (self.data_fingerprint or self.fingerprint_of)),
-            "the task reads --data from a path; and no other flag may give the fingerprint",
+            not (self.fingerprint_in_run and (self.data_fingerprint or self.fingerprint_of)),
+            "no other flag may give the fingerprint then",
         )
         schemes = ("gs://",) if self.vertex else ("minio://", "s3://", "gs://")
         needed = self.vertex or bool(self.root)

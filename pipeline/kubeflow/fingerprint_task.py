@@ -29,7 +29,7 @@ def add(spec: dict[str, Any], config: KubeflowConfig) -> None:
     """
     spec["components"][f"comp-{TASK}"] = {
         "executorLabel": f"{TASK}_executor",
-        "inputDefinitions": {"parameters": {"data": _STRING}},
+        "inputDefinitions": {"parameters": {"data": _STRING, "options": _STRING}},
         "outputDefinitions": {"parameters": {"fingerprint": _STRING}},
     }
     spec["deploymentSpec"]["executors"][f"{TASK}_executor"] = {
@@ -38,20 +38,27 @@ def add(spec: dict[str, Any], config: KubeflowConfig) -> None:
             "command": _COMMAND,
             "args": [
                 "{{$.inputs.parameters['data']}}",
+                "{{$.inputs.parameters['options']}}",
                 "{{$.outputs.parameters['fingerprint'].output_file}}",
             ],
-            "resources": {"cpuLimit": 1.0, "memoryLimit": 1.0},
+            "resources": {"cpuLimit": 2.0, "memoryLimit": 4.0},
         }
     }
     tasks = spec["root"]["dag"]["tasks"]
+    inputs = tasks["ExampleGen"]["inputs"]["parameters"]
     tasks[TASK] = {
         "taskInfo": {"name": TASK},
         "componentRef": {"name": f"comp-{TASK}"},
-        "inputs": {"parameters": {"data": {"componentInputParameter": "data"}}},
+        "inputs": {
+            "parameters": {
+                "data": {"componentInputParameter": "data"},
+                "options": dict(inputs["options"]),
+            }
+        },
         # It is what notices that the data have changed.
         "cachingOptions": {"enableCache": False},
     }
-    tasks["ExampleGen"]["inputs"]["parameters"][PROPERTY] = {
+    inputs[PROPERTY] = {
         "taskOutputParameter": {"producerTask": TASK, "outputParameterKey": "fingerprint"}
     }
     tasks["ExampleGen"]["dependentTasks"] = [TASK]

@@ -82,7 +82,6 @@ def test_lists():
         ("--volume team.data", "--volume is 'team.data': name a claim of at most 63"),
         (f"--volume {'a' * 64}", "--volume is 'aaa"),
         ("--preset tinny", "Unknown preset 'tinny': choose one of compact, "),
-        ("--fingerprint_in_run --data gs://b/d", "--fingerprint_in_run is True: the task reads"),
         ("--fingerprint_in_run --data_fingerprint 0", "no other flag may give the fingerprint"),
         (f"{VERTEX} --data /data/cifar-100", "containers reach gs:// and /gcs/, without"),
         (f"{VERTEX} --serving_dir /data/m", "--serving_dir is '/data/m'"),

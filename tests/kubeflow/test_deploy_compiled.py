@@ -18,7 +18,7 @@ from google.protobuf import json_format
 from kfp import components
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from dataset.format import fingerprint
+from dataset.source import open_source
 from tests.kubeflow.conftest import Compile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,11 +112,13 @@ def test_the_fingerprint_is_taken_in_the_run_and_is_in_the_cache_key(
     assert executors["DataFingerprint_executor"]["pvcMount"]
 
     container = spec["deploymentSpec"]["executors"]["DataFingerprint_executor"]["container"]
+    inputs = tasks["DataFingerprint"]["inputs"]["parameters"]
     output = tmp_path / "outputs" / "fingerprint"
 
     def run(data: object) -> subprocess.CompletedProcess[str]:
         values = {
             "{{$.inputs.parameters['data']}}": str(data),
+            "{{$.inputs.parameters['options']}}": inputs["options"]["runtimeValue"]["constant"],
             "{{$.outputs.parameters['fingerprint'].output_file}}": str(output),
         }
         script = container["command"][-1].replace("/app", str(ROOT))
@@ -131,16 +133,12 @@ def test_the_fingerprint_is_taken_in_the_run_and_is_in_the_cache_key(
 
     process = run(synthetic_folder)
     assert (process.returncode, process.stderr) == (0, "")
-    assert output.read_text() == fingerprint(synthetic_folder)
-    for data, message in (
-        (tmp_path, f"error: {tmp_path}/train.bin: No such file or directory; the data folder must"),
-        ("gs://bucket/data", "error: data is gs://bucket/data: this task reads a path"),
-    ):
-        output.unlink(missing_ok=True)
-        process = run(data)
-        assert process.returncode == 1
-        assert process.stderr.startswith(message)
-        assert not output.exists()
+    assert output.read_text() == open_source(str(synthetic_folder)).card.source.fingerprint
+    output.unlink()
+    process = run("/nowhere")
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: /nowhere is no data set that is read here")
+    assert not output.exists()
 
 
 def test_what_is_compiled_in_is_ascii(spec: dict[str, Any]) -> None:

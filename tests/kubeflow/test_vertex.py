@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dataset.format import fingerprint
+from dataset.source import open_source
 from tests.kubeflow.conftest import REPOSITORY, run_compiler
 
 Json = dict[str, Any]
@@ -145,7 +145,8 @@ def test_containers_read_and_write_buckets_and_nothing_else(
 ) -> None:
     examples = vertex.run("ExampleGen")["examples"]
     assert examples["uri"] == "gs://bucket/vit/123/job/ExampleGen_456/examples"
-    assert examples["metadata"]["content_fingerprint"] == fingerprint(synthetic_folder)
+    data = open_source(str(synthetic_folder)).card.source
+    assert examples["metadata"]["content_fingerprint"] == data.fingerprint
     files = {path.name for path in vertex.path(examples["uri"]).rglob("*") if path.is_file()}
     assert {"dataset.json", "data_tfrecord-00000-of-00001.gz"} <= files
 
