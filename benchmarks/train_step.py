@@ -21,20 +21,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from serving.quiet import quiet_tensorflow
 
-import apache_beam as beam
-import keras
-import numpy as np
-import tensorflow as tf
-import tensorflow_transform as tft
-import tensorflow_transform.beam as tft_beam
+with quiet_tensorflow():
+    import apache_beam as beam
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    import tensorflow_transform as tft
+    import tensorflow_transform.beam as tft_beam
 
-from dataset.format import NUM_FINE_CLASSES, TRAIN_FILE, read_records
-from dataset.locate import locate
-from trainer import preprocessing, presets, schedule
-from trainer.input import FEATURES, make_dataset, raw_bytes
-from trainer.network import inference, model
+    from dataset.format import NUM_FINE_CLASSES, TRAIN_FILE, read_records
+    from dataset.locate import locate
+    from trainer import preprocessing, presets, schedule
+    from trainer.input import FEATURES, make_dataset, raw_bytes
+    from trainer.network import inference, model
 
 _BATCH = 256
 
