@@ -21,34 +21,35 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from serving.quiet import quiet_tensorflow
 
-import keras
-import numpy as np
-import tensorflow as tf
+with quiet_tensorflow():
+    import keras
+    import numpy as np
+    import tensorflow as tf
 
-from benchmarks.train_step import (
-    Call,
-    alternate,
-    build_calls,
-    matmul_gflops,
-    transform_graph,
-)
-from components.code import fingerprint
-from dataset.format import (
-    IMAGE_SHAPE,
-    NUM_FINE_CLASSES,
-    TEST_FILE,
-    TRAIN_FILE,
-    read_records,
-)
-from dataset.locate import locate
-from trainer import callbacks, precision, presets
-from trainer.input import make_dataset, raw_bytes, training_batches
-from trainer.network import model
-from trainer.network.mixing import Mixing
-from trainer.optimizer import compile_network
-from trainer.preset import Preset, replace
+    from benchmarks.train_step import (
+        Call,
+        alternate,
+        build_calls,
+        matmul_gflops,
+        transform_graph,
+    )
+    from components.code import fingerprint
+    from dataset.format import (
+        IMAGE_SHAPE,
+        NUM_FINE_CLASSES,
+        TEST_FILE,
+        TRAIN_FILE,
+        read_records,
+    )
+    from dataset.locate import locate
+    from trainer import callbacks, precision, presets
+    from trainer.input import make_dataset, raw_bytes, training_batches
+    from trainer.network import model
+    from trainer.network.mixing import Mixing
+    from trainer.optimizer import compile_network
+    from trainer.preset import Preset, replace
 
 _TRAIN_IMAGES = 45_000  # as in the notebook; the other 5,000 are for validation
 _ANALYZED = 2_000

@@ -17,8 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.config import PipelineConfig
-from pipeline.run_history import Run, RunHistory
+from serving.quiet import quiet_tensorflow
+
+with quiet_tensorflow():
+    from pipeline.config import PipelineConfig
+    from pipeline.run_history import Run, RunHistory
 
 _BEFORE_TRAINING = (
     "ExampleGen",

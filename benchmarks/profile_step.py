@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import argparse
 import collections
-import os
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from serving.quiet import quiet_tensorflow
 
-import numpy as np
-import tensorflow as tf
+with quiet_tensorflow():
+    import numpy as np
+    import tensorflow as tf
 
-try:
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-except ImportError:  # moved between TensorFlow's versions
-    from tensorflow.core.profiler.protobuf import xplane_pb2
+    try:
+        from tensorflow.tsl.profiler.protobuf import xplane_pb2
+    except ImportError:  # moved between TensorFlow's versions
+        from tensorflow.core.profiler.protobuf import xplane_pb2
 
-from dataset.format import IMAGE_SHAPE, NUM_FINE_CLASSES
-from trainer import precision, presets
-from trainer.network import model
-from trainer.optimizer import compile_network
+    from dataset.format import IMAGE_SHAPE, NUM_FINE_CLASSES
+    from trainer import precision, presets
+    from trainer.network import model
+    from trainer.optimizer import compile_network
 
 _STEPS = 3
 

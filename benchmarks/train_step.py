@@ -22,21 +22,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from serving.quiet import quiet_tensorflow
 
-import apache_beam as beam
-import keras
-import numpy as np
-import tensorflow as tf
-import tensorflow_transform as tft
-import tensorflow_transform.beam as tft_beam
+with quiet_tensorflow():
+    import apache_beam as beam
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    import tensorflow_transform as tft
+    import tensorflow_transform.beam as tft_beam
 
-from dataset.format import NUM_FINE_CLASSES, TRAIN_FILE, read_records
-from dataset.locate import locate
-from trainer import preprocessing, presets
-from trainer.input import FEATURES, raw_bytes, training_batches
-from trainer.network import inference, model
-from trainer.optimizer import compile_network
+    from dataset.format import NUM_FINE_CLASSES, TRAIN_FILE, read_records
+    from dataset.locate import locate
+    from trainer import preprocessing, presets
+    from trainer.input import FEATURES, raw_bytes, training_batches
+    from trainer.network import inference, model
+    from trainer.optimizer import compile_network
 
 _BATCH = 256
 

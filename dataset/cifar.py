@@ -16,6 +16,7 @@ from dataset import storage
 from dataset.card import SPLITS, TEST, TRAIN, VALIDATION, DataCard, SourceInfo, Split, Superclasses
 from dataset.format import DataError
 from dataset.hashing import Digest
+from dataset.index import shown
 from dataset.interface import Item, Options, Unreadable, quotas, shard_length, stored_size
 from dataset.synthetic_names import LABEL_NAMES
 from dataset.synthetic_names import NAME as SYNTHETIC
@@ -27,6 +28,8 @@ _T = TypeVar("_T")
 # The notebook trains with validation_split=0.1, which Keras takes from the end of the data.
 _VALIDATION_DIVISOR = 10
 _RECORDS_PER_READ = 1024
+# Fewer leave no image for validation.
+_MIN_TRAIN_RECORDS = 10
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,46 @@ def open_cifar(location: str, options: Options, name: str | None = None) -> Cifa
         limit=options.limit,
         subset=bool(options.limit) or (name == CIFAR_100 and not official),
     )
+    return CifarSource(card, counts, _check_counts(counts, classes, location), records)
+
+
+def _check_counts(
+    counts: Mapping[str, Sequence[int]], classes: Sequence[str], location: str
+) -> list[str]:
+    """Refuses what no model can be made of; says which classes are missing.
+
+    Args:
+      counts: Split -> images by class.
+      classes: Their names.
+      location: For the messages.
+    """
+    present = {
+        split: {name for name, count in zip(classes, counts[split], strict=True) if count}
+        for split in SPLITS
+    }
+    if len(present[TRAIN]) == 1:
+        raise DataError(
+            f"{location} has images of {shown(present[TRAIN])} alone: a model needs two classes "
+            "at least"
+        )
+    if (images := sum(counts[TRAIN]) + sum(counts[VALIDATION])) < _MIN_TRAIN_RECORDS:
+        raise DataError(
+            f"{location} has {images} training images: give {_MIN_TRAIN_RECORDS} or more"
+        )
+    known = present[TRAIN] | present[VALIDATION]  # validation is a part of the training file
+    if unknown := sorted(present[TEST] - known):
+        raise DataError(
+            f"{TEST} has images of {shown(unknown)}, of which {TRAIN} has none: give {TRAIN} some, "
+            f"or take them out of {TEST}"
+        )
     notes = []
     for split in SPLITS:
-        if missing := counts[split].count(0):
-            notes.append(f"{split} has no image of {missing} of {len(classes)} classes")
-    return CifarSource(card, counts, notes, records)
+        if missing := [name for name in classes if name not in present[split]]:
+            notes.append(
+                f"{split} has no image of {len(missing)} of {len(classes)} classes: "
+                f"{shown(missing)}"
+            )
+    return notes
 
 
 def _first_of_each(labels: npt.NDArray[np.uint8], limits: Sequence[int]) -> npt.NDArray[np.int64]:

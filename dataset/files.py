@@ -27,6 +27,10 @@ def storage_error(error: OSError, path: Path) -> StorageError:
             f"cannot write {path}: {reason}: free some space there (the data set takes 185 MB, "
             "its archive 170 MB more) or choose another work folder"
         )
+    if error.errno == errno.EISDIR:
+        return StorageError(
+            f"cannot write {path}: it is a folder, where a file is to be: remove or rename it"
+        )
     return StorageError(
         f"cannot write {path}: {reason}: choose a work folder that can be written to"
     )
@@ -65,7 +69,7 @@ def exclusive(folder: Path, *, report: Callable[[str], None]) -> Iterator[None]:
                 report(f"data: waiting for another run that is preparing data in {folder}")
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            raise storage_error(error, folder) from None
+            raise storage_error(error, folder / ".lock") from None
         for leftover in folder.glob("*.partial"):  # of a run that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         yield

@@ -226,11 +226,20 @@ def parse_label_names(text: str, count: int, path: str) -> tuple[str, ...]:
     names = tuple(line.strip() for line in text.rstrip().split("\n"))
     for index, name in enumerate(names):
         if not name:
-            raise DataError(f"{path}: line {index + 1} is blank, where a class name should be")
+            raise DataError(
+                f"{path}: line {index + 1} is blank, where a class name should be: write it there, "
+                "as the names below it belong to the labels that follow"
+            )
         if name in names[:index]:
-            raise DataError(f"{path}: line {index + 1} repeats the class name {name!r}")
+            raise DataError(
+                f"{path}: line {index + 1} repeats the class name {name!r} of line "
+                f"{names.index(name) + 1}: give each class a name of its own"
+            )
     if len(names) != count:
-        raise DataError(f"{path} has {len(names)} lines instead of {count}, one class name each")
+        raise DataError(
+            f"{path} has {len(names)} lines instead of {count}: give each class a line with its "
+            "name, in the order of the labels, or unpack the file again"
+        )
     return names
 
 

@@ -6,6 +6,7 @@ variable VIT_PIPELINE_ARGS holds the flags, for `tfx pipeline create` and `tfx r
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -124,8 +125,13 @@ def _run(config: pipeline_config.PipelineConfig) -> None:
     except OSError as error:  # ours, outside of any component
         _fail(
             pipeline_config.ConfigError(
-                f"cannot write to {error.filename or config.pipeline_root}: {error.strerror}. Free "
-                "space on that disk, make it writable, or choose another --work_dir."
+                f"cannot write to {error.filename or config.pipeline_root}: {error.strerror}. "
+                + (
+                    "Free space on that disk"
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                    else "Make it writable"
+                )
+                + ", or choose another --work_dir."
             )
         )
 

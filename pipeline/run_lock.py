@@ -8,10 +8,11 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
 
 class PipelineBusyError(RuntimeError):
-    """Another process is running the pipeline."""
+    """Another process is running the pipeline, or its lock is not to be had."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def exclusive_run(pipeline_root: str, run_id: str = "") -> Iterator[None]:
       PipelineBusyError: Another process holds it.
     """
     os.makedirs(pipeline_root, exist_ok=True)
-    with open(_lock_path(pipeline_root), "a+") as lock:
+    with _open_lock(pipeline_root, "a+") as lock:
         if not _try_lock(lock.fileno()):
             raise _busy(pipeline_root, lock_holder(pipeline_root))
         lock.truncate(0)
@@ -65,7 +66,7 @@ def _busy(pipeline_root: str, holder: LockHolder | None) -> PipelineBusyError:
 def lock_holder(pipeline_root: str) -> LockHolder | None:
     """Finds out which process, this one or another, holds a pipeline; None when it is free."""
     try:
-        with open(_lock_path(pipeline_root)) as lock:
+        with _open_lock(pipeline_root, "r") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return None
@@ -88,5 +89,17 @@ def _try_lock(file: int) -> bool:
     return False
 
 
-def _lock_path(pipeline_root: str) -> str:
-    return os.path.join(pipeline_root, ".lock")
+def _open_lock(pipeline_root: str, mode: str) -> IO[str]:
+    path = os.path.join(pipeline_root, ".lock")
+    try:
+        return open(path, mode)
+    except IsADirectoryError:
+        raise PipelineBusyError(
+            f"{path} is a folder, where the lock of the pipeline is to be a file: remove or rename "
+            "it."
+        ) from None
+    except PermissionError:
+        raise PipelineBusyError(
+            f"{path} is not yours to lock: use the user whose pipeline it is, make the file "
+            "writable, or choose another --work_dir."
+        ) from None

@@ -8,6 +8,7 @@ import pytest
 
 from dataset import format as binary
 from dataset import synthetic
+from dataset.files import StorageError, exclusive
 from dataset.format import DataError
 
 
@@ -120,13 +121,16 @@ def test_names_with_the_wrong_number_of_lines(folder: Path):
     path = folder / "fine_label_names.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]))
-    with pytest.raises(DataError, match=r"fine_label_names\.txt has 99 lines instead of 100"):
+    with pytest.raises(DataError, match=r"fine_label_names\.txt has 99 lines .*: give each"):
         binary.check_folder(folder)
     path.write_text("\r\n".join(lines) + "\r\n\r\n")  # edited on Windows: sound
     assert binary.read_label_names(folder).fine == tuple(lines)
 
 
-@pytest.mark.parametrize(("name", "problem"), [("", "line 3 is blank"), ("fish", "line 3 repeats")])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("", "line 3 is blank.*: write it there"), ("fish", "line 3 repeats .* of line 2: give each")],
+)
 def test_unusable_name(folder: Path, name: str, problem: str):
     path = folder / "coarse_label_names.txt"
     lines = path.read_text().splitlines()
@@ -190,3 +194,12 @@ def test_package_needs_no_tensorflow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_in_place_of_the_lock_is_named(tmp_path: Path):
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(StorageError, match=r"\.lock: it is a folder, .*: remove or rename it"),
+        exclusive(tmp_path, report=print),
+    ):
+        pass

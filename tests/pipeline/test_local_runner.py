@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import PipelineConfig
-from pipeline.run_lock import LockHolder, exclusive_run, lock_holder
+from pipeline.run_lock import LockHolder, PipelineBusyError, exclusive_run, lock_holder
 from tests.conftest import REPOSITORY
 
 MODULE = "pipeline.local_runner"
@@ -108,6 +108,14 @@ def test_a_truncated_data_file_is_refused_before_anything_runs(
     assert result.returncode == 1
     assert "test.bin" in result.stderr and "3,074" in result.stderr
     assert not (tmp_path / "work").exists()
+
+
+def test_a_lock_that_is_a_folder_is_named(tmp_path):
+    root = PipelineConfig(work_dir=str(tmp_path)).pipeline_root
+    (Path(root) / ".lock").mkdir(parents=True)
+    for use in (lock_holder, lambda root: exclusive_run(root).__enter__()):
+        with pytest.raises(PipelineBusyError, match=f"{root}/.lock is a folder.*: remove or"):
+            use(root)
 
 
 _HOLD = """

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,15 @@ def test_a_candidate_that_was_pushed_is_not_its_own_baseline(tmp_path: Path):
     assert find_baseline(str(serving), [two]) == "1"
     # An older model that comes back is compared with the one that replaced it.
     assert find_baseline(str(serving), [one]) == "2"
+
+
+def test_what_was_measured_of_the_versions_goes_with_the_baseline(tmp_path: Path):
+    serving = tmp_path / "serving"
+    for version, content in (("8", '{"examples": 7}'), ("9", "damaged"), ("12", None)):
+        folder = push(serving, version) / "assets.extra"
+        folder.mkdir()
+        if content:
+            (folder / "measured.json").write_text(content)
+    baseline = find(serving, tmp_path / "baseline")
+    measured = json.loads(baseline.get_string_custom_property("measured_versions"))
+    assert measured == [{"examples": 7, "version": "8"}]

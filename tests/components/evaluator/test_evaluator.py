@@ -1,6 +1,9 @@
 """Evaluator on models whose accuracy is known beforehand, example by example."""
 
+import copy
 import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +17,14 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import standard_artifacts
 
 from components.evaluator.component import BaselineEvaluator
+from components.evaluator.drop import AUTO, Measured
 from components.evaluator.executor import Executor, fit_to_card
 from components.evaluator.results import accuracies
 from dataset.card import DataCard
 from pipeline.execution import beam_arguments
 from pipeline.gate import TOP_1, TOP_5, Gate
 from pipeline.graph import evaluation_config
-from pipeline.summary import rejection_reasons
+from pipeline.summary import comparisons, rejection_reasons
 from tests.support.cards import SYNTHETIC_CARD, make_card
 from tests.support.examples import example, examples_artifact
 
@@ -59,7 +63,11 @@ class RankModel(tf.Module):
 
 class Evaluation(NamedTuple):
     uri: str
-    blessed: bool
+    blessing: types.Artifact
+
+    @property
+    def blessed(self) -> bool:
+        return self.blessing.get_int_custom_property("blessed") == 1
 
     @property
     def reasons(self) -> list[str]:
@@ -123,7 +131,7 @@ class Workshop:
             {"evaluation": [evaluation], "blessing": [blessing]},
             dict(component.exec_properties),
         )
-        return Evaluation(evaluation.uri, blessing.get_int_custom_property("blessed") == 1)
+        return Evaluation(evaluation.uri, blessing)
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +232,46 @@ def test_model_below_the_value_thresholds_is_refused(workshop: Workshop):
     assert sorted(run.reasons) == [
         f"{TOP_1} is 0.7500, the threshold 0.7600",
         f"{TOP_5} is 0.8750, the threshold 0.9000",
+    ]
+
+
+def test_the_noise_of_the_test_refuses_a_model_that_tfma_would_bless(workshop: Workshop):
+    """0.5 after 0.75, of 200 examples: the difference's standard error is 0.0468."""
+    run = workshop.evaluate(workshop.poor, workshop.good, Gate({TOP_1: 0.1, TOP_5: 0.1}, AUTO))
+    assert not run.blessed
+    assert sorted(os.listdir(run.blessing.uri)) == ["NOT_BLESSED"]
+    assert run.reasons == []  # of TFMA's
+    assert comparisons(run.uri, refused=True) == [
+        f"{TOP_1} is 0.2500 below the baseline, more than the test's noise of 0.0468",
+        f"{TOP_5} is 0.1250 below the baseline, more than the test's noise of 0.0385",
+    ]
+    assert comparisons(run.uri, refused=False) == []
+
+
+def test_an_equal_model_is_blessed_and_pusher_told_what_was_measured(workshop: Workshop):
+    baseline = copy.deepcopy(workshop.good)
+    baseline.set_string_custom_property("version", "17")
+    run = workshop.evaluate(workshop.good, baseline, Gate({TOP_1: 0.1, TOP_5: 0.1}, AUTO))
+    assert run.blessed and sorted(os.listdir(run.blessing.uri)) == ["BLESSED"]
+    assert run.blessing.get_string_custom_property("compared_with") == "17"
+    assert json.loads(run.blessing.get_string_custom_property("measured")) == {
+        "accuracies": {TOP_1: 0.75, TOP_5: 0.875},
+        "examples": 200,
+        "data": SYNTHETIC_CARD.source.fingerprint,
+        "version": "",
+    }
+
+
+def test_a_model_far_below_the_best_version_in_the_folder_is_refused(workshop: Workshop):
+    baseline = copy.deepcopy(workshop.poor)
+    best = Measured({TOP_1: 0.75}, 200, SYNTHETIC_CARD.source.fingerprint, "3")
+    baseline.set_string_custom_property("version", "17")
+    baseline.set_string_custom_property("measured_versions", json.dumps([asdict(best)]))
+    run = workshop.evaluate(workshop.poor, baseline, Gate({TOP_1: 0.1, TOP_5: 0.1}, AUTO))
+    assert not run.blessed
+    assert comparisons(run.uri, refused=True) == [
+        f"{TOP_1} is 0.2500 below the best version in the folder, 3, more than 2 times the test's "
+        "noise of 0.0468"
     ]
 
 

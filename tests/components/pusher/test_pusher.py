@@ -1,5 +1,6 @@
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from components.pusher.executor import Executor, PushError, staging_folder
 from tests.support.disk import small_disk
 
 WEIGHTS = b"w" * 100_000
+MEASURED = '{"accuracies": {"top_1_accuracy": 0.5}, "examples": 9, "data": "d", "version": ""}'
 STAMPED = "stamped_model"  # TFX's name
 
 
@@ -38,8 +40,12 @@ def push(
     blessed: bool,
     output: Path,
     exports: types.Artifact | None = None,
+    compared_with: str | None = None,
 ) -> types.Artifact:
-    """Runs the executor with the component's own properties."""
+    """Runs the executor with the component's own properties.
+
+    With `compared_with`, the blessing has what Evaluator writes into it.
+    """
     component = AtomicPusher(
         infra_blessing=tfx.dsl.Channel(type=standard_artifacts.InfraBlessing),
         model_blessing=tfx.dsl.Channel(type=standard_artifacts.ModelBlessing),
@@ -51,6 +57,9 @@ def push(
     blessing = standard_artifacts.ModelBlessing()
     blessing.uri = str(output.with_name("blessing"))
     blessing.set_int_custom_property("blessed", int(blessed))
+    if compared_with is not None:
+        blessing.set_string_custom_property("compared_with", compared_with)
+        blessing.set_string_custom_property("measured", MEASURED)
     pushed = standard_artifacts.PushedModel()
     pushed.uri = str(output)
     Executor().Do(
@@ -233,3 +242,48 @@ def test_destination_that_cannot_be_written(tmp_path: Path):
     model = make_model(tmp_path / "model")
     with pytest.raises(PushError, match=r"could not be pushed to .*/file/serving: "):
         push(tmp_path / "file" / "serving", model, blessed=True, output=tmp_path / "pushed")
+
+
+def test_model_is_not_pushed_beside_one_that_it_was_not_compared_with(tmp_path: Path):
+    """Two pipelines have found no baseline; the other one was faster."""
+    serving = tmp_path / "serving"
+    other = identify(make_model(tmp_path / "other"), b"other", b"requests")
+    push(serving, other, blessed=True, output=tmp_path / "pushed1", compared_with="")
+    (version,) = os.listdir(serving)
+    before = tree(serving)
+    model = identify(make_model(tmp_path / "model"), b"own", b"requests")
+    with pytest.raises(PushError, match=f"the newest is now {version}, of .* same command again"):
+        push(serving, model, blessed=True, output=tmp_path / "pushed2", compared_with="")
+    assert tree(serving) == before
+    # Compared with it, it is pushed, and its own version does not stand in the way of a retry.
+    for output in ("pushed3", "pushed4"):
+        push(serving, model, blessed=True, output=tmp_path / output, compared_with=version)
+    assert len(os.listdir(serving)) == 2
+
+
+def test_version_keeps_what_was_measured_of_it(tmp_path: Path):
+    model = make_model(tmp_path / "model")
+    push(tmp_path / "serving", model, blessed=True, output=tmp_path / "pushed", compared_with="")
+    (version,) = os.listdir(tmp_path / "serving")
+    folder = tmp_path / "serving" / version
+    assert (folder / "assets.extra" / "measured.json").read_text() == MEASURED
+
+
+def test_two_pushes_at_the_same_time_are_one_after_the_other(tmp_path: Path):
+    serving = tmp_path / "serving"
+    models = [
+        identify(make_model(tmp_path / f"model{n}"), bytes([n]), b"requests") for n in range(8)
+    ]
+
+    def try_to_push(number: int) -> bool:
+        try:
+            output = tmp_path / f"pipeline{number}" / "pushed"
+            push(serving, models[number], blessed=True, output=output, compared_with="")
+        except PushError as error:
+            assert "has changed since" in str(error)
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(try_to_push, range(8))) == [False] * 7 + [True]
+    assert len(os.listdir(serving)) == 1
