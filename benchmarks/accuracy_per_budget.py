@@ -45,6 +45,7 @@ with quiet_tensorflow():
     )
     from dataset.locate import locate
     from trainer import callbacks, precision, presets
+    from trainer.checkpoint import Checkpoint, History
     from trainer.input import make_dataset, raw_bytes, training_batches
     from trainer.network import model
     from trainer.network.mixing import Mixing
@@ -130,12 +131,9 @@ def train_and_test(
       `history`, and `test`: (loss, top-1, top-5).
     """
     network = build(preset, steps_per_epoch)
-    history = callbacks.HistoryFile(str(folder / "history.json"))
-    checkpoint = callbacks.Checkpoint(str(folder))
+    history = History()
+    checkpoint = Checkpoint(str(folder), history)
     finished = checkpoint.restore(network)
-    if finished:
-        history.restore(finished)
-        print(f"continuing after epoch {finished}", flush=True)
     network.fit(
         datasets["train"](finished * steps_per_epoch),
         steps_per_epoch=steps_per_epoch,

@@ -114,12 +114,12 @@ def _search_lines(run: Run, training: dict[str, Any]) -> list[str]:
         return []
     with open(os.path.join(artifact.uri, "tuner_results.json")) as file:
         trials: list[dict[str, Any]] = json.load(file)
-    best = max(trials, key=lambda trial: trial["score"])
-    first = min(trials, key=lambda trial: int(trial["trial_id"]))
+    first, *_ = trials = sorted(trials, key=lambda trial: int(trial["trial_id"]))
+    best = max(trials, key=lambda trial: trial["score"])  # of equal ones the first, as Tuner does
     line = f"tuned in {len(trials)} trials: validation top-1 {best['score']:.3f}"
     if int(first["trial_id"]):  # the preset's own did not fit into memory
         return [line, *(f"{name} {value:.3g}" for name, value in training["tuned"].items())]
-    if best["score"] == first["score"]:
+    if best is first:
         return [f"{line} with the preset's own hyperparameters, and no other had more"]
     found = [
         f"{name} {value:.3g} (not {first[name]:.3g})"

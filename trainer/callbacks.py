@@ -1,4 +1,4 @@
-"""What happens beside the training steps: progress, and a history that survives interruptions.
+"""What happens beside the training steps: progress, time, random numbers, and the end of it.
 
 On any backend; a training with JAX calls what is a callback of Keras itself.
 """
@@ -8,12 +8,9 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import gc
-import json
 import math
-import os
 import sys
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -28,22 +25,19 @@ _SECONDS_PER_LINE = 30.0
 _DRAWS_PER_EPOCH = 1 << 20
 
 
-class CheckpointError(RuntimeError):
-    """What a training continues from could not be written."""
-
-
 class NonFiniteLossError(RuntimeError):
     """The loss is no number any more, and no later step would make it one.
 
     Args:
-      epoch: Of the step, from 0.
-      step: From 0.
+      epoch: From 0.
+      step: From 0; None for the validation after the epoch.
       loss: What it was.
     """
 
-    def __init__(self, epoch: int, step: int, loss: float):
+    def __init__(self, epoch: int, step: int | None, loss: float):
+        where = "in the validation" if step is None else f"at step {step + 1}"
         super().__init__(
-            f"the loss is {loss} at step {step + 1} of epoch {epoch + 1}: train with a lower "
+            f"the loss is {loss} {where} of epoch {epoch + 1}: train with a lower "
             "--learning_rate, or with a preset that has a gradient_clip_norm or float32 in place "
             "of mixed_precision."
         )
@@ -70,60 +64,22 @@ class FiniteLoss(keras.callbacks.Callback):
         if not math.isfinite(loss):
             raise NonFiniteLossError(self._epoch, batch, loss)
 
-
-class HistoryFile(keras.callbacks.Callback):
-    """Keeps the metrics of every finished epoch in a file, also of those before an interruption.
-
-    Args:
-      path: JSON file, a list with an object of metrics for each epoch.
-    """
-
-    def __init__(self, path: str):
-        super().__init__()
-        self._path = path
-        self.epochs: list[dict[str, float]] = []
-        self._epoch_began = 0.0
-
-    def restore(self, finished: int) -> None:
-        """Reads the epochs before an interruption.
-
-        Args:
-          finished: How many the restored checkpoint counts. Of an epoch after those the metrics
-            may have been written and the checkpoint not: it will be trained again.
-        """
-        self.epochs = json.loads(Path(self._path).read_text())[:finished]
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Starts the epoch's clock."""
-        self._epoch_began = time.monotonic()
-
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Appends the epoch and replaces the file.
+        """Looks at what the last step has made of the weights.
 
         Raises:
-          CheckpointError: The disk is full or not writable.
+          NonFiniteLossError: The validation's loss is not finite.
         """
-        seconds = time.monotonic() - self._epoch_began
-        metrics = {name: round(float(value), 6) for name, value in (logs or {}).items()}
-        self.epochs.append({"epoch": epoch + 1, **metrics, "seconds": round(seconds, 1)})
-        partial = Path(f"{self._path}.partial")
-        try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(self.epochs, indent=1) + "\n")
-            partial.replace(self._path)
-        except OSError as error:
-            raise CheckpointError(
-                f"the history of epoch {epoch + 1} could not be written to {self._path}: "
-                f"{error.strerror}. Free space on that disk or make the folder writable, and run "
-                "again."
-            ) from error
+        loss = (logs or {}).get("val_loss", 0.0)
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(epoch, None, loss)
 
 
 def log_epochs(epochs: list[dict[str, float]], log_dir: str) -> None:
     """Writes finished epochs where Keras's TensorBoard callback writes those to come.
 
     Args:
-      epochs: From `HistoryFile`.
+      epochs: Of `trainer.checkpoint.History`.
       log_dir: The callback's.
     """
     import tensorflow as tf  # only where it is the backend
@@ -135,62 +91,6 @@ def log_epochs(epochs: list[dict[str, float]], log_dir: str) -> None:
                     if prefix + name in metrics:
                         value, step = metrics[prefix + name], int(metrics["epoch"]) - 1
                         tf.summary.scalar(f"epoch_{name}", value, step=step)
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Saves weights and optimizer after every epoch, as a file that is whole or not there.
-
-    Keras's BackupAndRestore writes over its file in place: an interruption at that moment costs the
-    training, as what it leaves cannot be loaded.
-
-    Args:
-      folder: Of this training alone; made when needed.
-    """
-
-    def __init__(self, folder: str):
-        super().__init__()
-        self._folder = folder
-
-    def restore(self, model: keras.Model) -> int:
-        """Loads what the last finished epoch has left.
-
-        Args:
-          model: Compiled.
-
-        Returns:
-          How many epochs are finished; 0 when there is nothing to load.
-        """
-        saved = self._saved()
-        if not saved:
-            return 0
-        model.optimizer.build(model.trainable_variables)  # or its state would not be loaded
-        model.load_weights(saved[-1])
-        return int(saved[-1].rpartition("-")[2].partition(".")[0])
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Saves, then removes the file of the epoch before.
-
-        Raises:
-          CheckpointError: The disk is full or not writable; the file of the epoch before is kept.
-        """
-        earlier = self._saved()
-        partial = f"{self._folder}/partial.weights.h5"
-        try:
-            os.makedirs(self._folder, exist_ok=True)
-            self.model.save_weights(partial, overwrite=True)
-            os.replace(partial, f"{self._folder}/epoch-{epoch + 1:06}.weights.h5")
-        except (OSError, RuntimeError) as error:  # h5py raises either
-            Path(partial).unlink(missing_ok=True)
-            raise CheckpointError(
-                f"the checkpoint of epoch {epoch + 1} could not be written to {self._folder}: "
-                f"{error}. Free space on that disk or make the folder writable, and run again: "
-                f"training goes on after epoch {epoch if earlier else 0}."
-            ) from error
-        for path in earlier:
-            os.remove(path)
-
-    def _saved(self) -> list[str]:
-        return sorted(str(path) for path in Path(self._folder).glob("epoch-*.weights.h5"))
 
 
 def return_freed_memory() -> None:

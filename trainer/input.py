@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +37,7 @@ def read_examples(file_patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
     Raises:
       ValueError: No example matches.
     """
-    files = sorted(name for pattern in file_patterns for name in tf.io.gfile.glob(pattern))
+    files = sorted(name for pattern in file_patterns for name in _matching(pattern))
     # Read in the order of the files, so that the same artifact always gives the same batches.
     batches = (
         tf.data.TFRecordDataset(files, compression_type="GZIP", num_parallel_reads=len(files) or 1)
@@ -49,6 +51,15 @@ def read_examples(file_patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
         np.concatenate([batch[preprocessing.IMAGE_KEY] for batch in parsed]),
         np.concatenate([batch[preprocessing.LABEL_KEY] for batch in parsed]),
     )
+
+
+def _matching(pattern: str) -> list[str]:
+    """Files of a folder whose names match; the folder's own name is taken as it is."""
+    folder, names = os.path.split(pattern)
+    if not tf.io.gfile.isdir(folder):
+        return []
+    found = fnmatch.filter(tf.io.gfile.listdir(folder), names)
+    return [os.path.join(folder, name) for name in found]
 
 
 def raw_bytes(images: np.ndarray) -> np.ndarray:

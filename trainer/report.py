@@ -66,7 +66,7 @@ class TrainingReport:
       versions: Library -> version.
       trainable_parameters: How many.
       normalization: What images are shifted and scaled by.
-      history: Metrics of each epoch, as `trainer.callbacks.HistoryFile` has them.
+      history: Metrics of each epoch, as `trainer.checkpoint.History` has them.
     """
 
     dataset: str

@@ -30,6 +30,7 @@ from trainer import (
     warm_start,
 )
 from trainer import report as reports
+from trainer.checkpoint import Checkpoint, History
 from trainer.input import make_dataset, read_examples, training_batches
 from trainer.network import model
 from trainer.network.mixing import Mixing
@@ -363,9 +364,9 @@ def fit(
         callbacks=[
             *([budget] if budget else []),  # before those that read its metric
             *([keras.callbacks.SwapEMAWeights()] if training.ema_momentum else []),
+            callbacks.FiniteLoss(),  # before what keeps the epoch
             *kept,
             callbacks.EpochSeeds(),
-            callbacks.FiniteLoss(),
             callbacks.ReturnMemory(),
             *progress,
         ],
@@ -404,14 +405,12 @@ def _fit(
     network: keras.Model, inputs: Inputs, preset: Preset, log_dir: str, checkpoints: str
 ) -> list[dict[str, float]]:
     """Trains, or trains on; returns the metrics of all epochs and leaves the checkpoints."""
-    history = callbacks.HistoryFile(f"{checkpoints}/history.json")
-    checkpoint = callbacks.Checkpoint(checkpoints)
+    history = History()
+    checkpoint = Checkpoint(checkpoints, history)
     with network.distribute_strategy.scope():
         finished = checkpoint.restore(network)
     if finished:
-        history.restore(finished)
         callbacks.log_epochs(history.epochs, log_dir)
-        print(f"  continuing after epoch {finished}", flush=True)
     timed = finished and preset.training.train_minutes
     fit(
         network,

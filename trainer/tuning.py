@@ -111,6 +111,16 @@ def search_space(preset: Preset, *, fixed_architecture: bool) -> keras_tuner.Hyp
 class _Oracle(keras_tuner.oracles.BayesianOptimizationOracle):
     """Tries the defaults first, then at random, then where a model of the results is best."""
 
+    def get_best_trials(self, num_trials: int = 1) -> list[trial_module.Trial]:
+        """The best ones; of equal ones the earliest, so that a tie goes to the preset's own.
+
+        KerasTuner's order of equal ones is another after an interruption.
+        """
+        done = trial_module.TrialStatus.COMPLETED
+        finished = [trial for trial in self.trials.values() if trial.status == done]
+        best = sorted(finished, key=lambda trial: (-trial.score, int(trial.trial_id)))
+        return best[:num_trials]
+
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         if not self.trials:
             values = {item.name: item.default for item in self.hyperparameters.space}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import resource
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
 from trainer import callbacks
+from trainer.checkpoint import History
 from trainer.preset import Training, replace
 from trainer.presets import get_preset
 
@@ -47,83 +44,11 @@ def fit(
     return model.fit(*data, epochs=epochs, callbacks=added, **options).history["loss"]
 
 
-def test_a_continued_training_draws_what_the_uninterrupted_one_would(data: tuple, tmp_path: Path):
-    checkpoint = callbacks.Checkpoint(str(tmp_path / "checkpoint"))
-    uninterrupted = fit(small_model(), data, 4, [callbacks.EpochSeeds()])
-    added = [checkpoint, callbacks.EpochSeeds()]
-    assert checkpoint.restore(small_model()) == 0
-    begun = fit(small_model(), data, 2, added)
-    # An interruption while a later epoch is saved costs that epoch alone.
-    (tmp_path / "checkpoint" / "partial.weights.h5").write_bytes(b"half")
-    model = small_model()
-    assert checkpoint.restore(model) == 2
-    continued = fit(model, data, 4, added, first=2)
-    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == [
-        "epoch-000004.weights.h5"
-    ]
-    assert len(begun) == len(continued) == 2
-    # Keras alone would draw as in epochs 1 and 2 again, and be off by 2.8 here.
-    np.testing.assert_allclose(begun + continued, uninterrupted, rtol=1e-5)
-
-
 def test_epochs_draw_different_numbers(data: tuple):
     model = small_model()
     model.optimizer.learning_rate = 0.0
     losses = fit(model, data, 3, [callbacks.EpochSeeds()])
     assert len({round(loss, 5) for loss in losses}) == 3
-
-
-def test_history_file_has_every_epoch_once(data: tuple, tmp_path: Path):
-    path = tmp_path / "new" / "history.json"
-    fit(small_model(), data, 2, [callbacks.HistoryFile(str(path))])
-    before = json.loads(path.read_text())
-    assert [epoch["epoch"] for epoch in before] == [1, 2]
-    # Epoch 2 again, as after an interruption between the history and the checkpoint.
-    history = callbacks.HistoryFile(str(path))
-    history.restore(1)
-    losses = fit(small_model(), data, 4, [history], first=1)
-    after = json.loads(path.read_text())
-    assert after == history.epochs
-    assert [epoch["epoch"] for epoch in after] == [1, 2, 3, 4]
-    assert after[0] == before[0]
-    np.testing.assert_allclose([epoch["loss"] for epoch in after[1:]], losses, atol=1e-6)
-    assert [name.name for name in path.parent.iterdir()] == ["history.json"]
-
-
-def test_a_history_that_cannot_be_written_says_where(data: tuple, tmp_path: Path):
-    (tmp_path / "file").touch()
-    path = tmp_path / "file" / "history.json"
-    message = f"history of epoch 1 could not be written to {path}: .*make the folder writable"
-    with pytest.raises(callbacks.CheckpointError, match=message):
-        fit(small_model(), data, 1, [callbacks.HistoryFile(str(path))])
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Files end at 64 KB, as at the end of a disk; this needs no root."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("small_files")
-def test_a_checkpoint_that_cannot_be_written_leaves_nothing(data: tuple, tmp_path: Path):
-    checkpoint = callbacks.Checkpoint(str(tmp_path / "checkpoint"))
-    message = r"(?s)checkpoint of epoch 1 could not be written to .*Free space .* after epoch 0\."
-    with pytest.raises(callbacks.CheckpointError, match=message):
-        fit(small_model(), data, 1, [checkpoint])
-    assert list((tmp_path / "checkpoint").iterdir()) == []
-
-
-def test_history_file_of_a_training_that_starts_over(data: tuple, tmp_path: Path):
-    path = tmp_path / "history.json"
-    path.write_text(json.dumps([{"epoch": 1, "loss": -1.0}, {"epoch": 2, "loss": -1.0}]))
-    fit(small_model(), data, 1, [callbacks.HistoryFile(str(path))])
-    (epoch,) = json.loads(path.read_text())
-    assert epoch["epoch"] == 1
-    assert epoch["loss"] > 0
-    assert 0 < epoch["seconds"] < 60
 
 
 def test_a_short_epoch_has_one_line(data: tuple, capsys: pytest.CaptureFixture[str]):
@@ -187,9 +112,9 @@ class Rates(keras.callbacks.Callback):
         time.sleep(0.5)
 
 
-def test_a_time_budget_ends_the_training_and_shapes_its_rates(data: tuple, tmp_path: Path):
+def test_a_time_budget_ends_the_training_and_shapes_its_rates(data: tuple):
     model, rates = small_model(), Rates()
-    history = callbacks.HistoryFile(str(tmp_path / "history.json"))
+    history = History()
     began = time.monotonic()
     model.fit(
         *data,
@@ -228,6 +153,19 @@ def test_a_loss_that_is_no_number_ends_the_training(data: tuple):
             labels,
             batch_size=8,
             shuffle=False,
+            verbose=0,
+            callbacks=[callbacks.FiniteLoss()],
+        )
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_end_the_training(data: tuple):
+    model = small_model()
+    broken = np.where(np.arange(32)[:, None, None, None] == 17, np.nan, data[0])
+    message = r"the loss is nan in the validation of epoch 1: train with a lower --learning_rate,"
+    with pytest.raises(callbacks.NonFiniteLossError, match=message):
+        model.fit(
+            *data,
+            validation_data=(broken, data[1]),
             verbose=0,
             callbacks=[callbacks.FiniteLoss()],
         )

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,9 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from dataset.card import CARD_FILE, from_json
 from tests.trainer.training import CARD, NAMES, TRAIN, VALIDATION, Inputs, arguments, report, train
-from trainer import export, known_answers, presets, run
+from trainer import export, known_answers, presets, run, weights
+from trainer.callbacks import NonFiniteLossError
+from trainer.export import WEIGHTS_FILE
 from trainer.preset import replace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,12 +117,18 @@ def test_nothing_but_the_results_is_left(finished: Path):
     assert os.listdir(finished / "model") == ["Format-Serving"]
 
 
+def kept_history(folder: Path) -> list[dict[str, float]]:
+    """That of the newest checkpoint."""
+    with np.load(max(folder.glob("epoch-*.npz"))) as arrays:
+        return json.loads(str(arrays["history"]))
+
+
 def test_a_failed_export_does_not_cost_the_training(finished: Path, inputs: Inputs, tmp_path: Path):
     (tmp_path / "model").write_text("in the way of the folder")
     with pytest.raises(export.ExportError):
         train(inputs, tmp_path)
     (key,) = os.listdir(tmp_path / "checkpoints")
-    kept = json.loads((tmp_path / "checkpoints" / key / "history.json").read_text())
+    kept = kept_history(tmp_path / "checkpoints" / key)
     # The same seed, the same numbers; to the tolerance of sums in another order.
     for ours, theirs in zip(kept, report(finished)["history"], strict=True):
         for name in ("loss", "val_loss"):
@@ -158,7 +167,7 @@ def start(program: str, fields: dict[str, Any]) -> subprocess.Popen:
 
 
 def checkpointed_epochs(checkpoints: Path) -> int:
-    names = [path.name for path in checkpoints.glob("*/epoch-*.weights.h5")]
+    names = [path.name for path in checkpoints.glob("*/epoch-*.npz")]
     return max((int(name[6:12]) for name in names), default=0)
 
 
@@ -175,8 +184,8 @@ def test_a_killed_training_goes_on(inputs: Inputs, tmp_path: Path):
     begun = checkpointed_epochs(tmp_path / "checkpoints")
     assert 2 <= begun < epochs
     assert not (tmp_path / "model").exists()
-    (history_file,) = (tmp_path / "checkpoints").glob("*/history.json")
-    before = json.loads(history_file.read_text())
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    before = kept_history(folder)
 
     history = train(inputs, tmp_path, epochs=epochs)["history"]
     assert [epoch["epoch"] for epoch in history] == list(range(1, epochs + 1))
@@ -184,6 +193,48 @@ def test_a_killed_training_goes_on(inputs: Inputs, tmp_path: Path):
     assert history[:begun] == before[:begun]
     assert history[-1]["loss"] < history[0]["loss"]
     assert os.listdir(tmp_path / "checkpoints") == []
+
+
+# In place of SIGTERM at that moment, which nothing catches: the second epoch is never begun.
+INTERRUPTED = f"""
+import os
+from trainer import checkpoint
+save = checkpoint.Checkpoint.on_epoch_end
+def save_and_end(self, epoch, logs=None):
+    save(self, epoch, logs)
+    os.kill(os.getpid(), 15)
+checkpoint.Checkpoint.on_epoch_end = save_and_end
+{PROGRAM}"""
+
+
+@pytest.mark.parametrize("preset", ["tiny", "compact"])
+def test_an_interrupted_training_becomes_the_uninterrupted_one(
+    preset: str, inputs: Inputs, tmp_path: Path
+):
+    # With all that draws at random, so that nothing may be drawn otherwise.
+    settings = {"augmentation.mixup": 0.2, "augmentation.random_erasing": 0.3}
+    options = {"preset": preset, "set": settings, "epochs": 2}
+    whole = train(inputs, tmp_path / "whole", **options)
+    process = start(INTERRUPTED, arguments(inputs, tmp_path / "cut", **options))
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == -signal.SIGTERM, output
+    assert checkpointed_epochs(tmp_path / "cut" / "checkpoints") == 1
+    resumed = train(inputs, tmp_path / "cut", **options)
+    for ours, theirs in zip(resumed["history"], whole["history"], strict=True):
+        assert ours["loss"] == theirs["loss"] and ours["val_loss"] == theirs["val_loss"]
+    first, second = (
+        weights.unpack((path / "model/Format-Serving/assets.extra" / WEIGHTS_FILE).read_bytes())
+        for path in (tmp_path / "whole", tmp_path / "cut")
+    )
+    for ours, theirs in zip(first, second, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_loss_that_is_no_number_ends_the_training(epochs: int, inputs: Inputs, tmp_path: Path):
+    with pytest.raises(NonFiniteLossError, match=r"of epoch 1: train with a lower --learning_rate"):
+        train(inputs, tmp_path, epochs=epochs, learning_rate=1e37)
+    assert not (tmp_path / "model").exists()
 
 
 MIRRORED = f"""

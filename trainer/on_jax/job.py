@@ -17,7 +17,6 @@ _RESULT = "result.json"
 _ERROR = "error.json"
 _START_WEIGHTS = "start.npz"
 _TRAINED_WEIGHTS = "trained.npz"
-HISTORY_FILE = "history.json"
 SPLITS = ("train", "validation")
 
 
@@ -31,7 +30,7 @@ class Job:
       seed: Of everything random.
       mean: Of each channel, in units of pixel values.
       variance: Of each channel, in squared pixel values.
-      checkpoints: Folder of this training's checkpoints and history; it goes on from these.
+      checkpoints: Folder of this training's checkpoints; it goes on from these.
     """
 
     preset: Preset
@@ -47,7 +46,7 @@ class Result:
     """What became of a training.
 
     Attributes:
-      history: Metrics of each epoch, as `trainer.callbacks.HistoryFile` has them.
+      history: Metrics of each epoch, as `trainer.checkpoint.History` has them.
       precision: The dtype policy that it was trained under.
       device: The name of what it was trained on.
       devices: How many of these.

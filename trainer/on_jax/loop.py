@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from importlib import metadata
 
@@ -9,7 +10,8 @@ import jax
 import numpy as np
 
 from trainer import callbacks, precision, schedule, weights
-from trainer.on_jax.job import HISTORY_FILE, SPLITS, Folder, Result
+from trainer.checkpoint import Checkpoint, History
+from trainer.on_jax.job import SPLITS, Folder, Result
 from trainer.on_jax.training import Split, State, Training
 from trainer.preset import Preset
 
@@ -31,7 +33,7 @@ def run(folder: Folder) -> None:
       folder: With job and splits.
 
     Raises:
-      trainer.callbacks.CheckpointError: The disk is full or not writable.
+      trainer.checkpoint.CheckpointError: The disk is full or not writable.
       trainer.callbacks.NonFiniteLossError: See there.
       trainer.on_jax.training.BatchSizeError: See there.
     """
@@ -67,19 +69,17 @@ def fit(training: Training, validation: Split, checkpoints: str) -> list[dict[st
     Args:
       training: Its network ends with the weights to export.
       validation: Is measured after each epoch.
-      checkpoints: Folder of the checkpoints and the history.
+      checkpoints: Folder of the checkpoints.
 
     Returns:
       Metrics of all epochs.
     """
     settings = training.preset.training
-    history = callbacks.HistoryFile(f"{checkpoints}/{HISTORY_FILE}")
-    checkpoint = callbacks.Checkpoint(checkpoints)
+    history = History()
+    checkpoint = Checkpoint(checkpoints, history)
     checkpoint.set_model(training.network)
     finished, spent = checkpoint.restore(training.network), 0.0
     if finished:
-        history.restore(finished)
-        print(f"  continuing after epoch {finished}", flush=True)
         spent = history.epochs[-1].get("training_seconds", 0.0)
     budget = callbacks.TimeBudget(settings, spent) if settings.train_minutes else None
     lines = callbacks.ProgressLines(budget)
@@ -95,6 +95,8 @@ def fit(training: Training, validation: Split, checkpoints: str) -> list[dict[st
         lines.on_epoch_begin(epoch)
         state, loss = _train_epoch(training, state, epoch, pace, budget, lines)
         measured = training.evaluate(training.averaged(state), batches)
+        if not math.isfinite(measured["loss"]):
+            raise callbacks.NonFiniteLossError(epoch, None, measured["loss"])
         logs = {"loss": loss, **{f"val_{name}": value for name, value in measured.items()}}
         if budget:
             budget.on_epoch_end(epoch, logs)
