@@ -21,8 +21,8 @@ MAX_UNPACKED_BYTES = 512 << 20
 _BLOCK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _EXPECTED = (
-    "give cifar-100-binary.tar.gz, cifar-100-python.tar.gz, one of CIFAR-10's, or the folder that it "
-    "unpacks to"
+    "give cifar-100-binary.tar.gz, cifar-100-python.tar.gz, one of CIFAR-10's, or the folder that "
+    "it unpacks to"
 )
 # How files begin that are given by mistake, and what they are.
 _OTHER_MAGIC = (
