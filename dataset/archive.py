@@ -1,4 +1,4 @@
-"""Unpacking CIFAR-100's tar archives, which may come from anywhere, without trusting them."""
+"""Unpacking CIFAR's tar archives, which may come from anywhere, without trusting them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from dataset.format import DataError
 
 Form = Literal["binary", "python"]
 
-# The official archives unpack to 185 MB (binary) and 187 MB (python).
+# The official archives unpack to 185 to 187 MB.
 MAX_UNPACKED_BYTES = 512 << 20
 _BLOCK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
-_EXPECTED = "give cifar-100-binary.tar.gz, cifar-100-python.tar.gz or the folder it unpacks to"
+_EXPECTED = (
+    "give cifar-100-binary.tar.gz, cifar-100-python.tar.gz, one of CIFAR-10's, or the folder that "
+    "it unpacks to"
+)
 # How files begin that are given by mistake, and what they are.
 _OTHER_MAGIC = (
     (b"PK", "a zip archive"),
@@ -71,7 +74,7 @@ def extract(archive: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES)
       Which form the archive holds: 'binary' (`train.bin`, ...) or 'python' (`train`, ...).
 
     Raises:
-      DataError: For an archive that is damaged, unsafe, or holds no CIFAR-100. `folder` is then
+      DataError: For an archive that is damaged, unsafe, or holds no CIFAR. `folder` is then
         not left behind.
     """
     folder.mkdir()
@@ -80,20 +83,23 @@ def extract(archive: Path, folder: Path, *, max_bytes: int = MAX_UNPACKED_BYTES)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    for form, files in _FORMS.items():
+    for form, files in _FILES:
         if found and found <= set(files):
             return form
     shutil.rmtree(folder, ignore_errors=True)
-    what = "files of both forms of CIFAR-100" if found else "none of CIFAR-100's files"
+    what = "files of several forms of CIFAR" if found else "none of CIFAR-100's or CIFAR-10's files"
     raise DataError(f"{archive} holds {what}: {_EXPECTED}")
 
 
-_FORMS: dict[Form, tuple[str, ...]] = {"binary": binary.FILES, "python": pickled.FILES}
+_FILES: tuple[tuple[Form, tuple[str, ...]], ...] = (
+    *(("binary", layout.files) for layout in binary.LAYOUTS),
+    *(("python", form.files) for form in pickled.FORMS),
+)
 
 
 def _extract_members(archive: Path, folder: Path, max_bytes: int) -> set[str]:
     """Extracts what is wanted and returns the names found."""
-    wanted = {name for files in _FORMS.values() for name in files}
+    wanted = {name for _, files in _FILES for name in files}
     found: set[str] = set()
     last = "its first member"
     try:
@@ -113,7 +119,7 @@ def _extract_members(archive: Path, folder: Path, max_bytes: int) -> set[str]:
                     if not member.isreg() or name not in wanted:
                         continue
                     if name in found:
-                        raise DataError(f"{archive} holds two files {name!r}: not CIFAR-100's")
+                        raise DataError(f"{archive} holds two files {name!r}: not CIFAR's")
                     found.add(name)
                     content = tar.extractfile(member)
                     assert content is not None  # a regular file has content
@@ -130,7 +136,7 @@ def _extract_members(archive: Path, folder: Path, max_bytes: int) -> set[str]:
         ) from error
     except _TooLongError:
         raise DataError(
-            f"{archive} unpacks to more than {max_bytes:,} bytes (at {last}), CIFAR-100 has 185 "
+            f"{archive} unpacks to more than {max_bytes:,} bytes (at {last}), CIFAR has 185 "
             "million: this is not the data set, and unpacking stopped"
         ) from None
     return found
@@ -169,7 +175,7 @@ def _checked_name(archive: Path, member: tarfile.TarInfo, max_bytes: int) -> str
     elif not (member.isreg() or member.isdir()) or member.issparse():
         problem = "is not a plain file"
     elif member.size > max_bytes:
-        problem = f"has {member.size:,} bytes, where all of CIFAR-100 has 185 million"
+        problem = f"has {member.size:,} bytes, where all of CIFAR has 185 million"
     if problem:
         raise DataError(
             f"{archive}: member {member.name!r} {problem}: unsafe, nothing was unpacked; "

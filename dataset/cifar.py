@@ -1,4 +1,4 @@
-"""CIFAR's binary folders as a source: in place, in the order of the records."""
+"""CIFAR's binary layouts as a source: in place, in the order of the records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,14 @@ import numpy.typing as npt
 from dataset import format as binary
 from dataset import storage
 from dataset.card import SPLITS, TEST, TRAIN, VALIDATION, DataCard, SourceInfo, Split, Superclasses
-from dataset.format import DataError
+from dataset.format import DataError, Layout
 from dataset.hashing import Digest
 from dataset.index import shown
 from dataset.interface import Item, Options, Unreadable, quotas, shard_length, stored_size
 from dataset.synthetic_names import LABEL_NAMES
 from dataset.synthetic_names import NAME as SYNTHETIC
 
-CIFAR_100 = "cifar-100"
+KIND = "cifar"
 
 _T = TypeVar("_T")
 
@@ -34,56 +34,70 @@ _MIN_TRAIN_RECORDS = 10
 
 @dataclass(frozen=True)
 class CifarShard:
-    """Records of one file; see `dataset.interface.Shard`.
+    """Records; see `dataset.interface.Shard`.
 
     Attributes:
-      path: Of the file.
-      records: Indices in it, rising.
+      layout: Of the files.
+      files: Each with the indices of its records, rising.
     """
 
-    path: str
-    records: npt.NDArray[np.int64]
+    layout: Layout
+    files: Sequence[tuple[str, npt.NDArray[np.int64]]]
 
     def read(self) -> Iterator[Item]:
         """See `dataset.interface.Shard`."""
-        wanted = self.records
-        with storage.open_file(self.path) as file:
-            at = 0
-            while at < len(wanted):
-                first = int(wanted[at])
-                end = int(np.searchsorted(wanted, first + _RECORDS_PER_READ))
-                file.seek(first * binary.RECORD_BYTES)
-                block = file.read((int(wanted[end - 1]) + 1 - first) * binary.RECORD_BYTES)
-                for index in wanted[at:end].tolist():
-                    start = (index - first) * binary.RECORD_BYTES
-                    record = block[start : start + binary.RECORD_BYTES]
-                    image, label, superclass = binary.decode_record(record)
-                    pixels = np.frombuffer(image, np.uint8).reshape(binary.IMAGE_SHAPE)
-                    yield Item(f"{self.path}:{index}", pixels, label, superclass)
-                at = end
+        for path, wanted in self.files:
+            with storage.open_file(path) as file:
+                for index, record in _records(file, wanted, self.layout.record_bytes):
+                    planes = record[-binary.IMAGE_BYTES :].reshape(3, -1)
+                    pixels = np.ascontiguousarray(planes.T).reshape(binary.IMAGE_SHAPE)
+                    labels = record[: -binary.IMAGE_BYTES].tolist()
+                    superclass = labels[0] if len(labels) > 1 else None
+                    yield Item(f"{path}:{index}", pixels, labels[-1], superclass)
+
+
+def _records(
+    file: IO[bytes], wanted: npt.NDArray[np.int64], size: int
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Reads records at rising indices, many at a time where they are close together."""
+    at = 0
+    while at < len(wanted):
+        first = int(wanted[at])
+        end = int(np.searchsorted(wanted, first + _RECORDS_PER_READ))
+        file.seek(first * size)
+        block = file.read((int(wanted[end - 1]) + 1 - first) * size)
+        for index in wanted[at:end].tolist():
+            yield index, np.frombuffer(block, np.uint8, size, (index - first) * size)
+        at = end
 
 
 @dataclass(frozen=True)
 class CifarSource:
-    """A folder in the binary layout; see `dataset.interface.Source`."""
+    """A folder in a binary layout; see `dataset.interface.Source`."""
 
+    layout: Layout
     card: DataCard
     counts: Mapping[str, Sequence[int]]
     notes: Sequence[str]
-    records: Mapping[str, tuple[str, npt.NDArray[np.int64]]] = field(repr=False)
+    records: Mapping[str, tuple[Sequence[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]] = (
+        field(repr=False)
+    )
     unreadable: Sequence[Unreadable] = ()
 
     def shards(self, split: str) -> Sequence[CifarShard]:
         """See `dataset.interface.Source`."""
-        path, indices = self.records[split]
+        paths, files, indices = self.records[split]
         length = shard_length(self.card.image_size)
-        return [
-            CifarShard(path, indices[at : at + length]) for at in range(0, len(indices), length)
-        ]
+        shards = []
+        for at in range(0, len(indices), length):
+            part, rows = files[at : at + length], indices[at : at + length]
+            of_file = [(paths[number], rows[part == number]) for number in np.unique(part)]
+            shards.append(CifarShard(self.layout, of_file))
+        return shards
 
 
 def open_cifar(location: str, options: Options, name: str | None = None) -> CifarSource:
-    """Opens a folder in the binary layout.
+    """Opens a folder in a binary layout.
 
     Labels are not checked here: see `dataset.format.check_folder`.
 
@@ -98,16 +112,22 @@ def open_cifar(location: str, options: Options, name: str | None = None) -> Cifa
     """
     if options.group or options.columns:
         raise DataError(f"{location} is CIFAR, which has no groups or columns: drop these options")
+    layout = _layout(location)
     digest = hashlib.sha256()
-    paths = {TRAIN: f"{location}/{binary.TRAIN_FILE}", TEST: f"{location}/{binary.TEST_FILE}"}
-    labels = {split: _read_labels(path, digest) for split, path in paths.items()}
-    classes, groups = (
-        _read_names(f"{location}/{file}", count, digest)
-        for file, count in (
-            (binary.FINE_NAMES_FILE, binary.NUM_FINE_CLASSES),
-            (binary.COARSE_NAMES_FILE, binary.NUM_COARSE_CLASSES),
-        )
-    )
+    train = [f"{location}/{file}" for file in layout.train]
+    # Which file a record of train is in, and its index there.
+    per_file = [_read_labels(path, digest, layout) for path in train]
+    labels = {
+        TRAIN: np.concatenate(per_file),
+        TEST: _read_labels(f"{location}/{layout.test}", digest, layout),
+    }
+    in_file = np.concatenate([np.full(len(part), at) for at, part in enumerate(per_file)])
+    in_file_index = np.concatenate([np.arange(len(part)) for part in per_file])
+    names = [
+        _read_names(f"{location}/{file}", count, digest, layout)
+        for _, count, file in reversed(layout.labels)
+    ]
+    classes = names[0]
     end = len(labels[TRAIN]) - len(labels[TRAIN]) // _VALIDATION_DIVISOR
     ranges = {
         TRAIN: (TRAIN, np.arange(end)),
@@ -116,25 +136,31 @@ def open_cifar(location: str, options: Options, name: str | None = None) -> Cifa
     }
     records = {}
     counts = {}
-    for split, (file, indices) in ranges.items():
-        fine = labels[file][indices, 1]
+    for split, (part, indices) in ranges.items():
+        label = labels[part][indices, -1]
         if options.limit:
-            chosen = _first_of_each(fine, quotas(options.limit, len(classes)))
-            indices, fine = indices[chosen], fine[chosen]
-        records[split] = (paths[file], indices)
-        counts[split] = np.bincount(fine, minlength=len(classes))[: len(classes)].tolist()
+            chosen = _first_of_each(label, quotas(options.limit, len(classes)))
+            indices, label = indices[chosen], label[chosen]
+        if part == TRAIN:
+            records[split] = (train, in_file[indices], in_file_index[indices])
+        else:
+            records[split] = ([f"{location}/{layout.test}"], np.zeros_like(indices), indices)
+        counts[split] = np.bincount(label, minlength=len(classes))[: len(classes)].tolist()
     synthesized = bool(set(classes) & set(LABEL_NAMES.fine))
-    name = name or (SYNTHETIC if synthesized else CIFAR_100)
+    name = name or (SYNTHETIC if synthesized else layout.name)
     size = binary.IMAGE_SHAPE[:2]
-    official = (len(labels[TRAIN]), len(labels[TEST])) == binary.OFFICIAL_RECORDS
+    official = (len(labels[TRAIN]), len(labels[TEST])) == layout.official
+    superclasses = None
+    if len(names) > 1:
+        superclasses = Superclasses(names[1], _superclasses(labels[TRAIN], classes, names[1]))
     card = DataCard(
         name=name,
         classes=classes,
         image_size=stored_size(size, size, options),
         resize=options.resize,
-        splits={split: Split(len(records[split][1]), split == VALIDATION) for split in SPLITS},
+        splits={split: Split(len(records[split][2]), split == VALIDATION) for split in SPLITS},
         source=SourceInfo(
-            kind=SYNTHETIC if synthesized else CIFAR_100,
+            kind=SYNTHETIC if synthesized else layout.name,
             location=location,
             fingerprint=digest.hexdigest(),
             smallest=size,
@@ -142,11 +168,20 @@ def open_cifar(location: str, options: Options, name: str | None = None) -> Cifa
             unreadable=0,
             duplicates=0,
         ),
-        superclasses=Superclasses(groups, _superclasses(labels[TRAIN], len(classes))),
+        superclasses=superclasses,
         limit=options.limit,
-        subset=bool(options.limit) or (name == CIFAR_100 and not official),
+        subset=bool(options.limit) or (name == layout.name and not official),
     )
-    return CifarSource(card, counts, _check_counts(counts, classes, location), records)
+    return CifarSource(layout, card, counts, _check_counts(counts, classes, location), records)
+
+
+def _layout(location: str) -> Layout:
+    """By the files that are there; CIFAR-100 where there are none."""
+    exists = storage.is_file if storage.is_uri(location) else os.path.isfile
+    for layout in binary.LAYOUTS:
+        if any(exists(f"{location}/{file}") for file in (*layout.train, layout.test)):
+            return layout
+    return binary.CIFAR_100
 
 
 def _check_counts(
@@ -195,7 +230,7 @@ def _first_of_each(labels: npt.NDArray[np.uint8], limits: Sequence[int]) -> npt.
 
 
 def _read(
-    path: str, digest: Digest, take: Callable[[bytes], _T], record_bytes: int = 1
+    path: str, digest: Digest, take: Callable[[bytes], _T], layout: Layout
 ) -> tuple[int, list[_T]]:
     """Reads a file once, for its digest and for what is taken of each block.
 
@@ -206,7 +241,7 @@ def _read(
         file = storage.open_file(path)
     except FileNotFoundError:
         raise DataError(
-            f"{path} does not exist; the data folder must hold {', '.join(binary.FILES)}."
+            f"{path} does not exist; the data folder must hold {', '.join(layout.files)}."
         ) from None
     taken = []
     with file:
@@ -214,27 +249,27 @@ def _read(
         file.seek(0)
         # As `dataset.format.fingerprint`.
         digest.update(f"{os.path.basename(path)} {size}\n".encode())
-        while block := file.read(_RECORDS_PER_READ * record_bytes):
+        while block := file.read(_RECORDS_PER_READ * layout.record_bytes):
             digest.update(block)
             taken.append(take(block))
     return size, taken
 
 
-def _read_labels(path: str, digest: Digest) -> npt.NDArray[np.uint8]:
-    """Reads the labels of all records: uint8 [N, 2], coarse and fine."""
+def _read_labels(path: str, digest: Digest, layout: Layout) -> npt.NDArray[np.uint8]:
+    """Reads the labels of all records: uint8 [N, labels of a record]."""
 
     def labels(block: bytes) -> npt.NDArray[np.uint8]:
-        whole = len(block) // binary.RECORD_BYTES
-        records = np.frombuffer(block, np.uint8, whole * binary.RECORD_BYTES)
-        return records.reshape(-1, binary.RECORD_BYTES)[:, :2].copy()
+        whole = len(block) // layout.record_bytes
+        records = np.frombuffer(block, np.uint8, whole * layout.record_bytes)
+        return records.reshape(-1, layout.record_bytes)[:, : len(layout.labels)].copy()
 
-    size, parts = _read(path, digest, labels, binary.RECORD_BYTES)
-    binary.count_records(size, path)
+    size, parts = _read(path, digest, labels, layout)
+    binary.count_records(size, path, layout)
     return np.concatenate(parts)
 
 
-def _read_names(path: str, count: int, digest: Digest) -> tuple[str, ...]:
-    _, parts = _read(path, digest, bytes)
+def _read_names(path: str, count: int, digest: Digest, layout: Layout) -> tuple[str, ...]:
+    _, parts = _read(path, digest, bytes, layout)
     try:
         text = b"".join(parts).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -242,21 +277,24 @@ def _read_names(path: str, count: int, digest: Digest) -> tuple[str, ...]:
     return binary.parse_label_names(text, count, path)
 
 
-def _superclasses(labels: npt.NDArray[np.uint8], classes: int) -> tuple[int | None, ...]:
+def _superclasses(
+    labels: npt.NDArray[np.uint8], classes: Sequence[str], names: Sequence[str]
+) -> tuple[int | None, ...]:
     """Which superclass goes with each class; None for one that no record has.
 
     Raises:
       DataError: A class has two.
     """
-    result: list[int | None] = [None] * classes
+    result: list[int | None] = [None] * len(classes)
     for coarse, fine in np.unique(labels, axis=0).tolist():
         # Labels out of range are DataGate's to report.
-        if fine >= classes:
+        if fine >= len(classes) or coarse >= len(names):
             continue
-        if result[fine] is not None:
+        known = result[fine]
+        if known is not None:
             raise DataError(
-                f"the class {fine} has two superclasses, {result[fine]} and {coarse}: the files "
-                "are damaged, get them again"
+                f"the class {classes[fine]!r} has two superclasses, {names[known]!r} and "
+                f"{names[coarse]!r}: the files are damaged, get them again"
             )
         result[fine] = coarse
     return tuple(result)

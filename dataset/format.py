@@ -1,14 +1,17 @@
-"""CIFAR-100's binary layout: reading, writing and checking it.
+"""CIFAR's binary layouts: reading, writing and checking them.
 
 A folder holds `train.bin`, `test.bin` and two files of class names, one name a line. A record of
 3,074 bytes is the coarse label, the fine label, then 1,024 red, 1,024 green and 1,024 blue values,
-each plane row-major. Source: https://www.cs.toronto.edu/~kriz/cifar.html, "CIFAR-100 dataset".
+each plane row-major. CIFAR-10 has one label and its training records in five files. Source:
+https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +41,56 @@ _PLANE_BYTES = IMAGE_BYTES // 3
 
 class DataError(ValueError):
     """The data are missing, damaged or unsafe; the message says what, the value and what to do."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What tells the data sets apart.
+
+    Attributes:
+      name: Of the data set.
+      labels: Of the bytes before a record's pixels: name, number of classes, and their names' file.
+      train: Files of the training records, in their order.
+      test: File of the test records.
+      official: Number of training and of test records in the author's own files.
+    """
+
+    name: str
+    labels: tuple[tuple[str, int, str], ...]
+    train: tuple[str, ...]
+    test: str
+    official: tuple[int, int]
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a record."""
+        return len(self.labels) + IMAGE_BYTES
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of a folder, records first."""
+        # The class's names before its superclass's.
+        return (*self.train, self.test, *(file for _, _, file in reversed(self.labels)))
+
+
+CIFAR_100 = Layout(
+    "cifar-100",
+    (
+        ("coarse", NUM_COARSE_CLASSES, COARSE_NAMES_FILE),
+        ("fine", NUM_FINE_CLASSES, FINE_NAMES_FILE),
+    ),
+    (TRAIN_FILE,),
+    TEST_FILE,
+    OFFICIAL_RECORDS,
+)
+CIFAR_10 = Layout(
+    "cifar-10",
+    (("class", 10, "batches.meta.txt"),),
+    tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    "test_batch.bin",
+    OFFICIAL_RECORDS,
+)
+LAYOUTS = (CIFAR_100, CIFAR_10)
 
 
 class LabelNames(NamedTuple):
@@ -116,37 +169,35 @@ def write_records(
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE:
         raise ValueError(f"images must be uint8 [N, 32, 32, 3], got {images.dtype} {images.shape}")
-    write_planes(path, images.transpose(0, 3, 1, 2).reshape(-1, IMAGE_BYTES), fine, coarse)
+    planes = images.transpose(0, 3, 1, 2).reshape(-1, IMAGE_BYTES)
+    write_planes(path, planes, {"coarse": coarse, "fine": fine})
 
 
 def write_planes(
-    path: str | os.PathLike[str],
-    planes: npt.NDArray[np.uint8],
-    fine: npt.ArrayLike,
-    coarse: npt.ArrayLike,
+    path: str | os.PathLike[str], planes: npt.NDArray[np.uint8], labels: Mapping[str, npt.ArrayLike]
 ) -> None:
     """Writes records whose images are colour planes already; else as `write_records`.
 
     Args:
       path: The file to write; replaced if it exists.
       planes: Colour planes, uint8 [N, 3072], each row 1,024 red, 1,024 green and 1,024 blue values.
-      fine: Fine labels, integers [N], each 0 to 255.
-      coarse: Coarse labels, likewise.
+      labels: For each byte before the pixels, a name and the labels, integers [N], each 0 to 255.
 
     Raises:
       ValueError: If shapes or types do not fit, or a label does not fit one byte.
     """
     planes = np.asarray(planes)
-    fine, coarse = np.asarray(fine), np.asarray(coarse)
     if planes.dtype != np.uint8 or planes.shape[1:] != (IMAGE_BYTES,):
         raise ValueError(f"planes must be uint8 [N, 3072], got {planes.dtype} {planes.shape}")
-    for name, labels in (("fine", fine), ("coarse", coarse)):
-        if labels.shape != planes.shape[:1]:
-            raise ValueError(f"{len(planes)} images but {name} labels of shape {labels.shape}")
-        if labels.size and (labels.min() < 0 or labels.max() > 255):
-            raise ValueError(f"{name} labels must be 0 to 255, got {labels.min()}..{labels.max()}")
-    records = np.empty((len(planes), RECORD_BYTES), np.uint8)
-    records[:, 0], records[:, 1], records[:, 2:] = coarse, fine, planes
+    records = np.empty((len(planes), len(labels) + IMAGE_BYTES), np.uint8)
+    records[:, len(labels) :] = planes
+    for column, (name, given) in enumerate(labels.items()):
+        values = np.asarray(given)
+        if values.shape != planes.shape[:1]:
+            raise ValueError(f"{len(planes)} images but {name} labels of shape {values.shape}")
+        if values.size and (values.min() < 0 or values.max() > 255):
+            raise ValueError(f"{name} labels must be 0 to 255, got {values.min()}..{values.max()}")
+        records[:, column] = values
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
     try:
@@ -157,11 +208,15 @@ def write_planes(
         partial.unlink(missing_ok=True)
 
 
+def write_names(path: str | os.PathLike[str], names: Sequence[str]) -> None:
+    """Writes a file of class names, one name a line."""
+    Path(path).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
 def write_label_names(folder: str | os.PathLike[str], names: LabelNames) -> None:
     """Writes the two files of class names, one name a line."""
     for file, labels in ((FINE_NAMES_FILE, names.fine), (COARSE_NAMES_FILE, names.coarse)):
-        text = "".join(f"{label}\n" for label in labels)
-        Path(folder, file).write_text(text, encoding="utf-8")
+        write_names(Path(folder, file), labels)
 
 
 def read_label_names(folder: str | os.PathLike[str]) -> LabelNames:
@@ -177,17 +232,18 @@ def read_label_names(folder: str | os.PathLike[str]) -> LabelNames:
       DataError: If a file is missing, has another number of lines, or a name is blank or repeated.
     """
     return LabelNames(
-        fine=_read_names(Path(folder, FINE_NAMES_FILE), NUM_FINE_CLASSES),
-        coarse=_read_names(Path(folder, COARSE_NAMES_FILE), NUM_COARSE_CLASSES),
+        fine=read_names(Path(folder, FINE_NAMES_FILE), NUM_FINE_CLASSES),
+        coarse=read_names(Path(folder, COARSE_NAMES_FILE), NUM_COARSE_CLASSES),
     )
 
 
-def count_records(size: int, path: str) -> int:
+def count_records(size: int, path: str, layout: Layout = CIFAR_100) -> int:
     """Returns how many records a file of this size holds.
 
     Args:
       size: The file's size in bytes.
       path: Its path, for the message alone: the file may lie anywhere.
+      layout: Of the records.
 
     Returns:
       The number of records, at least 1.
@@ -197,11 +253,11 @@ def count_records(size: int, path: str) -> int:
     """
     if size == 0:
         raise DataError(f"{path} is empty: copy or unpack the data set again")
-    count, remainder = divmod(size, RECORD_BYTES)
+    count, remainder = divmod(size, layout.record_bytes)
     if remainder:
         raise DataError(
-            f"{path} has {size:,} bytes, which is {count:,} records of {RECORD_BYTES:,} bytes and "
-            f"{remainder:,} bytes over: probably a truncated file, copy or unpack it again"
+            f"{path} has {size:,} bytes, which is {count:,} records of {layout.record_bytes:,} "
+            f"bytes and {remainder:,} bytes over: probably truncated, copy or unpack it again"
         )
     return count
 
@@ -243,14 +299,22 @@ def parse_label_names(text: str, count: int, path: str) -> tuple[str, ...]:
     return names
 
 
+def layout_of(folder: str | os.PathLike[str], default: Layout = CIFAR_100) -> Layout:
+    """Tells by the files of records which data set a folder holds, whole or not."""
+    for layout in LAYOUTS:
+        if any(Path(folder, name).is_file() for name in (*layout.train, layout.test)):
+            return layout
+    return default
+
+
 def check_folder(folder: str | os.PathLike[str]) -> RecordCounts:
-    """Checks that a folder is a sound data set in the binary layout; fewer records are legal.
+    """Checks that a folder is a sound data set in a binary layout; fewer records are legal.
 
     Args:
-      folder: A folder in the binary layout.
+      folder: A folder in a binary layout.
 
     Returns:
-      The number of records in `train.bin` and `test.bin`.
+      The number of training and test records.
 
     Raises:
       DataError: For a missing, empty or truncated file, a label out of range or unusable names.
@@ -259,18 +323,21 @@ def check_folder(folder: str | os.PathLike[str]) -> RecordCounts:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"data folder {folder} {what}: give the folder with {TRAIN_FILE} in it")
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    layout = layout_of(folder)
+    missing = [name for name in layout.files if not (folder / name).is_file()]
     if missing:
         raise DataError(
-            f"{folder} lacks {', '.join(missing)}: unpack the whole of cifar-100-binary.tar.gz "
-            f"(a folder holds {', '.join(FILES)})"
+            f"{folder} lacks {', '.join(missing)}: unpack the whole of {layout.name}-binary.tar.gz "
+            f"(a folder holds {', '.join(layout.files)})"
         )
-    read_label_names(folder)
-    return RecordCounts(_check_records(folder / TRAIN_FILE), _check_records(folder / TEST_FILE))
+    for _, count, file in layout.labels:
+        read_names(folder / file, count)
+    train = sum(_check_records(folder / name, layout) for name in layout.train)
+    return RecordCounts(train, _check_records(folder / layout.test, layout))
 
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:
-    """Digests a folder's four files, with their names and sizes.
+    """Digests a folder's files, with their names and sizes.
 
     Args:
       folder: A folder in the binary layout.
@@ -279,36 +346,41 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
       64 hexadecimal digits (SHA-256), equal for two folders exactly if the files' contents are.
     """
     digest = hashlib.sha256()
-    for name in FILES:
+    for name in layout_of(folder).files:
         path = Path(folder, name)
         digest.update(f"{name} {path.stat().st_size}\n".encode())
         add_file(digest, path)
     return digest.hexdigest()
 
 
-def _map_records(path: Path) -> npt.NDArray[np.uint8]:
-    """Maps a file of records as uint8 [N, 3074] without reading it."""
+def _map_records(path: Path, layout: Layout = CIFAR_100) -> npt.NDArray[np.uint8]:
+    """Maps a file of records as uint8 [N, bytes of a record] without reading it."""
     if not path.is_file():
         raise DataError(f"{path} does not exist: give a folder with {TRAIN_FILE} and {TEST_FILE}")
-    count = count_records(path.stat().st_size, str(path))
-    return np.memmap(path, np.uint8, mode="r", shape=(count, RECORD_BYTES))
+    count = count_records(path.stat().st_size, str(path), layout)
+    return np.memmap(path, np.uint8, mode="r", shape=(count, layout.record_bytes))
 
 
-def _check_records(path: Path) -> int:
-    records = _map_records(path)
-    for column, kind, limit in ((1, "fine", NUM_FINE_CLASSES), (0, "coarse", NUM_COARSE_CLASSES)):
+def _check_records(path: Path, layout: Layout) -> int:
+    records = _map_records(path, layout)
+    for column, (kind, limit, _) in reversed(list(enumerate(layout.labels))):
         labels = records[:, column]
         if labels.max() >= limit:
             index = int(np.argmax(labels >= limit))
             raise DataError(
                 f"{path}: record {index:,} has {kind} label {labels[index]}, but labels run from "
-                f"0 to {limit - 1}: the file is damaged or is not CIFAR-100 (CIFAR-10 records are "
-                "one byte shorter)"
+                f"0 to {limit - 1}: the file is damaged or holds records of another data set "
+                "(CIFAR-10's are one byte shorter than CIFAR-100's)"
             )
     return len(records)
 
 
-def _read_names(path: Path, count: int) -> tuple[str, ...]:
+def read_names(path: Path, count: int) -> tuple[str, ...]:
+    """Reads a file of class names; see `parse_label_names`.
+
+    Raises:
+      DataError: It is missing or no text, or see there.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

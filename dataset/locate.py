@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ from dataset.card import SPLITS, TRAIN, DataCard
 from dataset.cifar import open_cifar
 from dataset.download import (
     OFFICIAL_BINARY,
-    OFFICIAL_PYTHON_MD5,
+    OFFICIAL_MD5S,
     RemoteArchive,
     UnreachableError,
     fetch,
@@ -27,17 +27,36 @@ from dataset.interface import Options, Source
 from dataset.storage import is_uri
 from dataset.synthetic_names import NAME as SYNTHETIC
 
-_OFFICIAL_COUNTS = RecordCounts(binary.OFFICIAL_TRAIN_RECORDS, binary.OFFICIAL_TEST_RECORDS)
+_OFFICIAL_COUNTS = RecordCounts(*binary.OFFICIAL_RECORDS)
 _SYNTHETIC_SEED = 0
-_BINARY_FOLDER = "cifar-100-binary"
-_PYTHON_FOLDER = "cifar-100-python"
-# Looked for inside a folder, in this order. The last two are Keras 3's names for the python form.
-_FOLDERS = ("", _BINARY_FOLDER, _PYTHON_FOLDER, f"{_PYTHON_FOLDER}-target/{_PYTHON_FOLDER}")
-_ARCHIVES = (
-    f"{_BINARY_FOLDER}.tar.gz",
-    f"{_PYTHON_FOLDER}.tar.gz",
-    f"{_PYTHON_FOLDER}-target_archive",
-)
+# Looked for inside a folder, in this order, for each data set. The last ones are Keras 3's names
+# for the python form.
+_FOLDERS = {
+    "cifar-100": (
+        "",
+        "cifar-100-binary",
+        "cifar-100-python",
+        "cifar-100-python-target/cifar-100-python",
+    ),
+    "cifar-10": (
+        "",
+        "cifar-10-batches-bin",
+        "cifar-10-batches-py",
+        "cifar-10-batches-py-target/cifar-10-batches-py",
+    ),
+}
+_ARCHIVES = {
+    "cifar-100": (
+        "cifar-100-binary.tar.gz",
+        "cifar-100-python.tar.gz",
+        "cifar-100-python-target_archive",
+    ),
+    "cifar-10": (
+        "cifar-10-binary.tar.gz",
+        "cifar-10-python.tar.gz",
+        "cifar-10-batches-py-target_archive",
+    ),
+}
 _BANNER_WIDTH = 96
 
 
@@ -192,17 +211,19 @@ def _locate(
     return _synthesize(store, synthetic_records, options, report)
 
 
-def _find(folder: Path) -> _Found | None:
-    """Looks for the data set in a folder, preferring what needs no unpacking."""
-    for name in _FOLDERS:
-        path = folder / name
-        if (path / binary.TRAIN_FILE).is_file() or (path / binary.TEST_FILE).is_file():
-            return _Found("binary", path)
-        if pickled.is_python_folder(path):
-            return _Found("python", path)
-    for name in _ARCHIVES:
-        if (folder / name).is_file():
-            return _Found("archive", folder / name)
+def _find(folder: Path, names: Sequence[str] = (binary.CIFAR_100.name,)) -> _Found | None:
+    """Looks for data sets in a folder, preferring what needs no unpacking."""
+    for name in names:
+        layout = next(layout for layout in binary.LAYOUTS if layout.name == name)
+        for path in (folder / inner for inner in _FOLDERS[name]):
+            if any((path / file).is_file() for file in (*layout.train, layout.test)):
+                return _Found("binary", path)
+            form = pickled.form_of(path)
+            if form and form.layout == layout:
+                return _Found("python", path)
+        for archive in _ARCHIVES[name]:
+            if (folder / archive).is_file():
+                return _Found("archive", folder / archive)
     return None
 
 
@@ -218,7 +239,7 @@ def _find_explicit(data: str) -> _Found | None:
         return None if source.is_known_file(data) else _Found("archive", path)
     if not path.is_dir():
         raise DataError(f"data {data!r} is neither a folder nor a file")
-    return _find(path)
+    return _find(path, tuple(_FOLDERS))
 
 
 def _prepare(
@@ -230,11 +251,12 @@ def _prepare(
         return _checked(found.path.absolute(), origin, options, report)
     parts = [found.path]
     if found.form == "python":
-        parts = [found.path / name for name in pickled.FILES]
+        form = pickled.form_of(found.path) or pickled.CIFAR_100
+        parts = [found.path / name for name in form.files]
         if missing := [part.name for part in parts if not part.is_file()]:
             raise DataError(
                 f"{found.path} lacks {', '.join(missing)}: unpack the whole of "
-                f"{_PYTHON_FOLDER}.tar.gz"
+                f"{form.layout.name}-python.tar.gz"
             )
     md5 = md5_of(*parts)
     make_folder(store)
@@ -243,7 +265,7 @@ def _prepare(
         if folder is None:
             report(f"data: unpacking {origin} to {store}")
             folder = unpacked.add(store, md5, found.path)
-    if found.form == "archive" and md5 not in (OFFICIAL_BINARY.md5, OFFICIAL_PYTHON_MD5):
+    if found.form == "archive" and md5 not in OFFICIAL_MD5S:
         report(
             f"data: {found.path.name} is not byte-identical to an official archive (md5 {md5}): "
             "its contents are checked instead"
@@ -298,7 +320,7 @@ def _checked_unpacked(
     """Checks a folder that was named after its contents."""
     opened, _ = _checked_copy(folder, origin, options, report)
     fingerprint = opened.card.source.fingerprint
-    if folder.name != unpacked.name_of(fingerprint):
+    if folder.name != unpacked.name_of(binary.layout_of(folder), fingerprint):
         raise StorageError(
             f"{folder} has changed since it was unpacked (its fingerprint is now {fingerprint}): "
             "remove it, to have it made again"
@@ -310,9 +332,10 @@ def _checked(folder: Path, origin: str, options: Options, report: Callable[[str]
     """Checks a folder in the binary layout and describes it in a line."""
     counts = binary.check_folder(folder)
     opened = open_cifar(str(folder), options)
-    title = "the synthetic set" if opened.card.name == SYNTHETIC else "CIFAR-100"
+    name = opened.card.name
+    title = "the synthetic set" if name == SYNTHETIC else name.upper()
     size = f"{counts.train:,} train and {counts.test:,} test records"
-    if opened.card.name != SYNTHETIC and counts != _OFFICIAL_COUNTS:
+    if name != SYNTHETIC and counts != _OFFICIAL_COUNTS:
         size = f"a subset: {size}"
     report(f"data: {title}, {size}, from {origin}")
     return opened, origin

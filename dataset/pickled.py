@@ -1,8 +1,9 @@
-"""CIFAR-100's python form: three pickles, read without executing anything they contain.
+"""CIFAR's python form: pickles, read without executing anything they contain.
 
 `train` and `test` are dictionaries with `data` (uint8 [N, 3072], each row three colour planes as in
-the binary form), `fine_labels` and `coarse_labels`; `meta` has the class names. The official files
-were pickled by Python 2, so that keys and names are bytes. Unpickling calls whatever the file
+the binary form), `fine_labels` and `coarse_labels`; `meta` has the class names. CIFAR-10 has one
+file of class names, one of test and five of training images with `labels`. The official files were
+pickled by Python 2, so that keys and names are bytes. Unpickling calls whatever the file
 names, hence the allow-list below. Even NumPy's own functions are not called: inert stand-ins take
 their place, and the array is made from its bytes afterwards.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,46 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset import format as binary
-from dataset.format import DataError, LabelNames
+from dataset.format import DataError, Layout
 
-TRAIN_FILE = "train"
-TEST_FILE = "test"
-META_FILE = "meta"
-FILES = (TRAIN_FILE, TEST_FILE, META_FILE)
+
+@dataclass(frozen=True)
+class Form:
+    """What tells the data sets apart.
+
+    Attributes:
+      layout: The binary layout with the same contents.
+      meta: File of the class names.
+      batches: Files of images, in the order of the binary files they become.
+      fields: For each byte before the pixels of a record: the labels' key, and their names' in
+        `meta`.
+    """
+
+    layout: Layout
+    meta: str
+    batches: tuple[str, ...]
+    fields: tuple[tuple[str, str], ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of a folder."""
+        return (*self.batches, self.meta)
+
+
+CIFAR_100 = Form(
+    binary.CIFAR_100,
+    "meta",
+    ("train", "test"),
+    (("coarse_labels", "coarse_label_names"), ("fine_labels", "fine_label_names")),
+)
+CIFAR_10 = Form(
+    binary.CIFAR_10,
+    "batches.meta",
+    (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"),
+    (("labels", "label_names"),),
+)
+FORMS = (CIFAR_100, CIFAR_10)
+FILES = CIFAR_100.files
 
 
 class _Array:
@@ -85,7 +121,7 @@ def load(path: Path) -> dict[str, Any]:
     """Unpickles one file without executing anything from it.
 
     Args:
-      path: `train`, `test` or `meta`.
+      path: A file of the python form.
 
     Returns:
       The dictionary in it; keys as text, arrays as uint8 arrays, all else as pickled.
@@ -94,7 +130,7 @@ def load(path: Path) -> dict[str, Any]:
       DataError: If the file is missing, damaged, or asks for anything beyond uint8 arrays.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist: the python form has {', '.join(FILES)}")
+        raise DataError(f"{path} does not exist: unpack the whole archive again")
     try:
         with open(path, "rb") as file:
             content = _RestrictedUnpickler(file, encoding="bytes").load()
@@ -114,49 +150,51 @@ def convert(source: Path, target: Path) -> None:
     """Writes the python form as the binary form, byte for byte what the author's own has.
 
     Args:
-      source: The folder with `train`, `test` and `meta`.
-      target: An existing folder, for `train.bin`, `test.bin` and the names.
+      source: A folder in the python form.
+      target: An existing folder, for the binary form's files.
 
     Raises:
       DataError: If a file is missing, damaged or unsafe, or lacks a field.
     """
-    meta = load(source / META_FILE)
-    names = {}
-    for field in ("fine_label_names", "coarse_label_names"):
-        labels = _field(source / META_FILE, meta, field)
-        if not isinstance(labels, list) or not all(isinstance(x, (bytes, str)) for x in labels):
-            raise DataError(f"{source / META_FILE}: {field} is not a list of names")
+    form = form_of(source) or CIFAR_100
+    path = source / form.meta
+    meta = load(path)
+    for (_, field), (_, _, file) in zip(form.fields, form.layout.labels):
+        names = _field(path, meta, field)
+        if not isinstance(names, list) or not all(isinstance(x, (bytes, str)) for x in names):
+            raise DataError(f"{path}: {field} is not a list of names")
         try:
-            names[field] = tuple(_text(label) for label in labels)
+            binary.write_names(target / file, [_text(name) for name in names])
         except UnicodeError as error:
-            raise DataError(f"{source / META_FILE}: {field} is not UTF-8 text ({error})") from None
-    binary.write_label_names(
-        target, LabelNames(names["fine_label_names"], names["coarse_label_names"])
-    )
-    for name, file in ((TRAIN_FILE, binary.TRAIN_FILE), (TEST_FILE, binary.TEST_FILE)):
+            raise DataError(f"{path}: {field} is not UTF-8 text ({error})") from None
+    for name, file in zip(form.batches, (*form.layout.train, form.layout.test)):
         path = source / name
         batch = load(path)
         planes = _field(path, batch, "data")
         if not isinstance(planes, np.ndarray):
             raise DataError(f"{path}: data is a {type(planes).__name__} instead of an array")
-        fine = _labels(path, batch, "fine_labels")
-        coarse = _labels(path, batch, "coarse_labels")
+        labels = {
+            label: _labels(path, batch, key)
+            for (key, _), (label, _, _) in zip(form.fields, form.layout.labels)
+        }
         try:
-            binary.write_planes(target / file, planes, fine, coarse)
+            binary.write_planes(target / file, planes, labels)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from None
 
 
-def is_python_folder(folder: str | os.PathLike[str]) -> bool:
-    """Tells whether a folder looks like the python form, whole or not."""
-    present = [Path(folder, name).is_file() for name in FILES]
-    return sum(present) >= 2
+def form_of(folder: str | os.PathLike[str]) -> Form | None:
+    """Tells which form a folder looks like, whole or not; None for neither."""
+    for form in FORMS:
+        if sum(Path(folder, name).is_file() for name in form.files) >= 2:
+            return form
+    return None
 
 
 def _field(path: Path, content: Mapping[str, Any], name: str) -> Any:
     if name not in content:
         have = ", ".join(sorted(content)) or "nothing"
-        raise DataError(f"{path} lacks {name!r} (it has {have}): not a CIFAR-100 file")
+        raise DataError(f"{path} lacks {name!r} (it has {have}): not a CIFAR file")
     return content[name]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dataset import format as binary
 from dataset import storage
-from dataset.cifar import CIFAR_100, open_cifar
+from dataset.cifar import KIND as CIFAR
+from dataset.cifar import open_cifar
 from dataset.folders import KIND as FOLDERS
 from dataset.folders import open_folders
 from dataset.format import DataError
@@ -21,14 +22,13 @@ from dataset.parquet import SUFFIX as PARQUET_SUFFIX
 from dataset.parquet import find_files, is_parquet, open_parquet
 
 _OPENERS: dict[str, Callable[[str, Options, str], Source]] = {
-    CIFAR_100: open_cifar,
     FOLDERS: open_folders,
     MANIFEST: open_manifest,
     PARQUET: open_parquet,
 }
 # What a location can be, for people.
 KINDS = {
-    CIFAR_100: "CIFAR-100's binary layout",
+    CIFAR: "CIFAR's binary layout",
     FOLDERS: "class folders",
     MANIFEST: "a manifest (CSV, TSV or JSON lines)",
     PARQUET: "Parquet files",
@@ -48,7 +48,7 @@ def kind_of(location: str) -> str:
       DataError: It does not exist, or is of no kind.
     """
     if not is_known_file(location) and is_cifar(location):
-        return CIFAR_100
+        return CIFAR
     folder = not storage.is_uri(location) and os.path.isdir(location)
     if location.lower().endswith(MANIFEST_SUFFIXES) or (folder and find_manifest(location)):
         return MANIFEST
@@ -68,7 +68,11 @@ def is_known_file(path: str) -> bool:
 def is_cifar(location: str) -> bool:
     """Tells whether a location is a folder in CIFAR's binary layout, whole or not."""
     exists = storage.is_file if storage.is_uri(location) else os.path.isfile
-    return any(exists(f"{location}/{file}") for file in (binary.TRAIN_FILE, binary.TEST_FILE))
+    return any(
+        exists(f"{location}/{file}")
+        for layout in binary.LAYOUTS
+        for file in (*layout.train, layout.test)
+    )
 
 
 def open_source(
@@ -85,7 +89,7 @@ def open_source(
       DataError: It is missing, damaged, or a model cannot be made of it.
     """
     kind = kind_of(location)
-    if kind == CIFAR_100:
+    if kind == CIFAR:
         return open_cifar(location, options or Options(), name)
     path = Path(location)
     own_name = path.stem if is_known_file(location) else path.name

@@ -1,8 +1,9 @@
 """The copies of the data kept in a work folder: unpacked or converted once, named by contents.
 
-A copy is `cifar-100-` and the beginning of its fingerprint, so that the same data are in the same
-place whichever form they came in: TFX's cache goes by that path. `unpacked.json` beside the copies
-tells which archive, by its MD5, is in which, so that finding that out takes no unpacking.
+A copy is `cifar-100-` or `cifar-10-` and the beginning of its fingerprint, so that the same data
+are in the same place whichever form they came in: TFX's cache goes by that path. `unpacked.json`
+beside the copies tells which archive, by its MD5, is in which, so that finding that out takes no
+unpacking.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from pathlib import Path
 
 from dataset import archive, pickled
 from dataset import format as binary
-from dataset.cifar import CIFAR_100
 from dataset.files import replace_text, scratch_folder
-from dataset.format import DataError
+from dataset.format import DataError, Layout
 
 _INDEX_FILE = "unpacked.json"
 
@@ -39,10 +39,10 @@ def add(store: Path, md5: str, source: Path) -> Path:
       source with the same contents.
 
     Raises:
-      DataError: If the source is damaged, unsafe or not CIFAR-100; nothing of it is kept.
+      DataError: If the source is damaged, unsafe or not CIFAR; nothing of it is kept.
       StorageError: If writing fails.
     """
-    with scratch_folder(store / CIFAR_100) as folder:
+    with scratch_folder(store / "cifar") as folder:
         try:
             _fill(folder, source)
         except DataError as error:  # the paths in its message are about to vanish
@@ -50,7 +50,7 @@ def add(store: Path, md5: str, source: Path) -> Path:
             for path in (folder / "raw", folder):
                 message = message.replace(str(path), str(source))
             raise DataError(message) from None
-        target = store / name_of(binary.fingerprint(folder))
+        target = store / name_of(binary.layout_of(folder), binary.fingerprint(folder))
         if not target.is_dir():
             folder.rename(target)
     # After the folder: a run killed in between unpacks once more, and finds the folder there.
@@ -59,9 +59,9 @@ def add(store: Path, md5: str, source: Path) -> Path:
     return target
 
 
-def name_of(fingerprint: str) -> str:
+def name_of(layout: Layout, fingerprint: str) -> str:
     """Returns the name of the copy whose contents have this fingerprint."""
-    return f"{CIFAR_100}-{fingerprint[:12]}"
+    return f"{layout.name}-{fingerprint[:12]}"
 
 
 def _fill(folder: Path, source: Path) -> None:
@@ -77,7 +77,8 @@ def _fill(folder: Path, source: Path) -> None:
         shutil.rmtree(raw, ignore_errors=True)
     binary.check_folder(folder)
     # The archives' files may end in blank lines where a converted one does not.
-    binary.write_label_names(folder, binary.read_label_names(folder))
+    for _, count, name in binary.layout_of(folder).labels:
+        binary.write_names(folder / name, binary.read_names(folder / name, count))
 
 
 def _read_index(store: Path) -> dict[str, str]:

@@ -4,9 +4,11 @@ import os
 import pytest
 
 from components.evaluator.drop import AUTO
+from dataset.card import SourceInfo
 from pipeline import config as pipeline_config
 from pipeline.command_line import parse_args
 from pipeline.config import ConfigError, PipelineConfig
+from tests.support.cards import make_card
 
 
 def test_without_flags_is_the_default_configuration():
@@ -15,7 +17,9 @@ def test_without_flags_is_the_default_configuration():
 
 def test_every_knob_has_a_flag_that_sets_it():
     values = {
-        "data": "d", "limit": 200, "preset": "tiny", "train_minutes": 2.5, "batch_size": 8,
+        "data": "d", "limit": 200, "image_size": "48x64", "resize": "pad", "group": "patient",
+        "columns": "path=photo,label=breed", "max_unreadable": 0.2, "preset": "tiny",
+        "train_minutes": 2.5, "batch_size": 8,
         "learning_rate": 0.5, "weight_decay": 0.0, "seed": 7, "min_top_1_accuracy": 0.2,
         "min_top_5_accuracy": 0.4, "max_accuracy_drop": 0.1, "work_dir": "w", "serving_dir": "s",
         "tune": 4, "tune_fraction": 0.5, "pipeline_name": "p", "model_name": "m", "beam_workers": 2,
@@ -23,9 +27,10 @@ def test_every_knob_has_a_flag_that_sets_it():
     }  # fmt: skip
     flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
     flags += ["--set", "training.warmup=0", "--set", "augmentation.cutmix=1"]
-    expected = {**values, "cache": False, "warm_start": True, "epochs": None}
-    expected["set"] = ("training.warmup=0", "augmentation.cutmix=1")
-    assert dataclasses.asdict(parse_args([*flags, "--no_cache", "--warm_start"])) == expected
+    switches = ["--no_cache", "--warm_start", "--keep_duplicates"]
+    expected = {**values, "cache": False, "warm_start": True, "keep_duplicates": True}
+    expected |= {"epochs": None, "set": ("training.warmup=0", "augmentation.cutmix=1")}
+    assert dataclasses.asdict(parse_args([*flags, *switches])) == expected
     assert parse_args(["--epochs", "3"]) == PipelineConfig(epochs=3)
 
 
@@ -55,6 +60,13 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]):
         (["--tune", "0"], "--tune is 0: it must be 1 to 10000."),
         (["--tune_fraction", "1.5"], "--tune_fraction is 1.5: it must be above 0, up to 1."),
         (["--limit", "1"], "--limit is 1: it must be 2 to 2147483647."),
+        (["--image_size", "7"], "--image_size is '7': give a number of pixels, 8 to 1024"),
+        (["--image_size", "32x"], "--image_size is '32x': give a number"),
+        (["--resize", "fit"], "invalid choice: 'fit'"),
+        (["--columns", "label"], "--columns is 'label': give NAME=COLUMN[,...], with a name of"),
+        (["--columns", "breed=label"], "--columns is 'breed=label': give NAME=COLUMN"),
+        (["--group", ""], "--group is '': name a column"),
+        (["--max_unreadable", "2"], "--max_unreadable is 2.0: it is a fraction, 0 to 1."),
         (["--learning_rate", "0"], "--learning_rate is 0.0: it must be above 0"),
         (["--learning_rate", "nan"], "--learning_rate is nan: it must be above 0"),
         (["--weight_decay", "-0.1"], "--weight_decay is -0.1: it must be 0 to 3.4e+38"),
@@ -141,6 +153,10 @@ def test_a_top_1_threshold_raises_the_top_5_threshold_of_the_preset():
     [
         (None, "cifar-100", "cifar100_vit"),
         (None, "synthetic", "synthetic_vit"),
+        (None, "cifar-10", "cifar10_vit"),
+        (None, "My photos-2024 (new)", "my_photos2024_new_vit"),
+        (None, "Käse", "kase_vit"),
+        (None, "日本", "images_vit"),
         ("mine", "cifar-100", "mine"),
         ("mine", "synthetic", "synthetic_mine"),
         ("synthetic_mine", "synthetic", "synthetic_mine"),
@@ -170,3 +186,20 @@ def test_absolute_paths_do_not_depend_on_the_working_directory():
 def test_errors_are_raised_without_a_command_line_too():
     with pytest.raises(ConfigError, match="--epochs is 0"):
         pipeline_config.PipelineConfig(epochs=0)
+
+
+def test_the_size_to_store_follows_the_images_where_they_are_known():
+    def size(config: PipelineConfig, smallest: int, largest: int) -> tuple[int, int] | None:
+        source = SourceInfo("folders", "x", "0", (smallest, smallest), (largest, largest), 0, 0)
+        card = make_card(["a", "b"], source=source)
+        return config.source_options(64, card).image_size
+
+    assert size(PipelineConfig(), 32, 32) == (32, 32)
+    assert size(PipelineConfig(), 96, 96) == (64, 64)
+    assert size(PipelineConfig(), 32, 40) == (64, 64)
+    assert size(PipelineConfig(image_size="48"), 32, 32) == (48, 48)
+    assert size(PipelineConfig(image_size="48x96"), 32, 40) == (48, 96)
+    # As on Kubeflow, where the component that reads them decides.
+    options = PipelineConfig(limit=9, columns="label=a").source_options(64)
+    assert (options.image_size, options.preset_size, options.limit) == (None, 64, 9)
+    assert options.columns == {"label": "a"}
