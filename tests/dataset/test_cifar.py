@@ -63,5 +63,8 @@ def test_two_superclasses_of_a_class_are_refused_with_both(tmp_path: Path):
     assert content[1] == 0  # the first record's class
     content[0] = 19
     path.write_bytes(content)
-    with pytest.raises(DataError, match="class 0 has two superclasses, 0 and 19"):
+    message = (
+        "'checkered_blue_circle' has two superclasses, 'checkered_circles' and 'striped_triangles'"
+    )
+    with pytest.raises(DataError, match=message):
         notes(tmp_path)
