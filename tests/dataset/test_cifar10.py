@@ -133,7 +133,7 @@ def test_classes_that_make_no_model(forms: Path, tmp_path: Path):
         content = np.fromfile(path, np.uint8).reshape(-1, 3073)
         content[:, 0] %= 5
         content.tofile(path)
-    with pytest.raises(DataError, match="test has images of 'dog', .* of which train has none"):
+    with pytest.raises(DataError, match=r"test has images of 'dog', .* of which train has none"):
         locate(str(folder), tmp_path / "work")
     for name in BATCHES[:5]:
         path = folder / f"{name}.bin"
