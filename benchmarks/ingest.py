@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/ingest.py --images 100000 --output results/ingest.json
 
-Two processes, as in a run: the first opens the source (lists, reads and hashes every file, and makes
-the plan), the second is ExampleGen, which does that again, decodes, and writes the examples. Peak
-memory is the process's largest resident set; that after the imports alone is given beside it.
+Two processes, as in a run: the first opens the source (lists, reads and hashes every file, and
+makes the plan), the second is ExampleGen, which does that again, decodes, and writes the examples.
+Peak memory is the process's largest resident set; that after the imports alone is given beside it.
 """
 
 from __future__ import annotations
@@ -114,8 +114,9 @@ def main() -> None:
     for part, figures in parts.items():
         figures["us_per_image"] = figures["seconds"] / options.images * 1e6
         print(
-            f"{part:12} {figures['us_per_image']:7.0f} us per image   peak {figures['peak_mb']:,.0f}"
-            f" MB ({figures['peak_mb_after_imports']:,.0f} MB after the imports)"
+            f"{part:12} {figures['us_per_image']:7.0f} us per image   "
+            f"peak {figures['peak_mb']:,.0f} MB "
+            f"({figures['peak_mb_after_imports']:,.0f} MB after the imports)"
         )
     if options.output:
         result = {

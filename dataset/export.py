@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 from dataset.card import SPLITS, DataCard
 from dataset.files import new_folder
 from dataset.format import DataError
-from dataset.interface import Item, Source
+from dataset.interface import Item, Source, Unreadable
 from dataset.source import open_source
 
 _ROW_GROUP = 1000
@@ -54,6 +55,8 @@ def _items(source: Source) -> Iterator[tuple[str, int, Item, bytes]]:
         number = 0
         for shard in source.shards(split):
             for item in shard.read():
+                if isinstance(item, Unreadable):
+                    raise DataError(f"{item.name} is {item.reason}: replace it")
                 yield split, number, item, _encoded(item)
                 number += 1
 
@@ -130,19 +133,15 @@ def _write_parquet(source: Source, folder: Path) -> str:
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
     (folder / "data").mkdir()
-    for split in SPLITS:
+    for split, items in groupby(_items(source), key=lambda found: found[0]):
         path = folder / "data" / f"{split}-00000-of-00001.parquet"
-        rows: list[dict[str, Any]] = []
         with pq.ParquetWriter(path, schema) as writer:
-            for shard in source.shards(split):
-                for item in shard.read():
-                    row = {"bytes": _encoded(item), "path": None}
-                    values = dict(zip(labels, (item.label, item.superclass)))
-                    rows.append({"img": row, **values})
-                    if len(rows) == _ROW_GROUP:
-                        writer.write_table(pa.Table.from_pylist(rows, schema))
-                        rows.clear()
-            if rows:
+            while some := list(islice(items, _ROW_GROUP)):
+                rows: list[dict[str, Any]] = [
+                    {"img": {"bytes": content, "path": None}}
+                    | dict(zip(labels, (item.label, item.superclass)))
+                    for _, _, item, content in some
+                ]
                 writer.write_table(pa.Table.from_pylist(rows, schema))
     return ""
 

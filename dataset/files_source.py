@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dataset import storage
 from dataset.card import DataCard
-from dataset.index import Plan, Row
+from dataset.index import Plan, Row, not_read
 from dataset.interface import Item, Unreadable, shard_length
 
 
@@ -17,10 +17,13 @@ class FilesShard:
 
     rows: Sequence[Row]
 
-    def read(self) -> Iterator[Item]:
+    def read(self) -> Iterator[Item | Unreadable]:
         """See `dataset.interface.Shard`."""
         for row in self.rows:
-            yield Item(row.name, storage.read(row.place), row.label, row.superclass)
+            try:
+                yield Item(row.name, storage.read(row.place), row.label, row.superclass)
+            except OSError as error:
+                yield Unreadable(row.name, not_read(error), row.label)
 
 
 @dataclass(frozen=True)

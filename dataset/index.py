@@ -108,12 +108,17 @@ def examine(
         except FileNotFoundError:
             raise
         except OSError as error:
-            return Unreadable(candidate.name, f"not to be read: {error.strerror or error}")
+            return Unreadable(candidate.name, not_read(error))
 
     remaining = iter(candidates)
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(remaining, 1024)):
             yield from pool.map(one, batch)
+
+
+def not_read(error: OSError) -> str:
+    """The reason of an `Unreadable` whose bytes cannot be had."""
+    return f"not to be read: {error.strerror or error}"
 
 
 def make_plan(

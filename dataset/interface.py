@@ -102,7 +102,7 @@ class Shard(Protocol):
     The items of a shard go into one file.
     """
 
-    def read(self) -> Iterator[Item]:
+    def read(self) -> Iterator[Item | Unreadable]:
         """Reads the items, one at a time."""
 
 

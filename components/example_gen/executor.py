@@ -93,6 +93,9 @@ def write_shard(
     unreadable = []
     with tf.io.TFRecordWriter(path, _WRITER_OPTIONS) as writer:
         for item in shard.read():
+            if isinstance(item, Unreadable):
+                unreadable.append(item)
+                continue
             try:
                 image = decode_and_resize(item, card)
             except images.UnreadableImage as error:

@@ -7,7 +7,7 @@ import pytest
 
 from dataset.card import SPLITS, Superclasses
 from dataset.format import DataError
-from dataset.interface import Options, Source, stored_size
+from dataset.interface import Options, Source, Unreadable, stored_size
 from dataset.locate import locate
 from dataset.source import open_source
 from tests.support.pictures import class_folders, encoded, labels, names, read, write
@@ -319,3 +319,12 @@ def test_what_the_user_is_told(given: Path, tmp_path: Path):
         "data: test has no image of 1 of 3 classes: 'fox'",
     ]
     assert not (tmp_path / "work").exists()
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_unreadable(given: Path):
+    source = open_(given)
+    (given / "test/cat/0.png").unlink()
+    items = [item for shard in source.shards("test") for item in shard.read()]
+    assert [item for item in items if isinstance(item, Unreadable)] == [
+        Unreadable("test/cat/0.png", "not to be read: No such file or directory", 0)
+    ]

@@ -43,7 +43,9 @@ def class_folders(root: Path, counts: Mapping[str, int], first: int = 0) -> Path
 
 def read(source: Source, split: str) -> list[Item]:
     """All items of a split."""
-    return [item for shard in source.shards(split) for item in shard.read()]
+    items = [item for shard in source.shards(split) for item in shard.read()]
+    assert all(isinstance(item, Item) for item in items)
+    return items
 
 
 def names(source: Source, split: str) -> set[str]:
