@@ -84,7 +84,7 @@ def _write_folders(source: Source, folder: Path) -> str:
         if not any(path.iterdir()):
             path.rmdir()
     if card.superclasses:
-        with open(folder / "superclasses.csv", "w", encoding="utf-8", newline="") as file:
+        with open(folder / "superclasses.txt", "w", encoding="utf-8", newline="") as file:
             pairs = zip(card.classes, card.superclass_of)
             csv.writer(file).writerows(pair for pair in pairs if pair[1])
     return ""

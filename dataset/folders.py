@@ -1,7 +1,7 @@
 """Class folders: `train/<class>/...`, with validation and test beside it or not, or `<class>/...`.
 
 Whether a file is an image is told by its contents; a file with the suffix of an image that is none
-counts as unreadable, other files are skipped. `superclasses.csv` beside the folders may name each
+counts as unreadable, other files are skipped. `superclasses.txt` beside the folders may name each
 class's superclass: a line `class,superclass` for each.
 """
 
@@ -21,7 +21,7 @@ from dataset.index import Candidate, normalized, shown
 from dataset.interface import SPLIT_NAMES, Options, group_of
 
 KIND = "folders"
-SUPERCLASSES_FILES = ("superclasses.csv", "superclasses.txt")
+SUPERCLASSES_FILES = ("superclasses.txt", "superclasses.txt")
 # Of file managers, archivers and editors; whatever begins with a dot is skipped, too.
 _JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "icon\r"))
 # How image files begin, for those whose names do not say that they are some.

@@ -75,7 +75,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--train", "300", "--test", "100", "--as", "folders"]
     assert synthetic.main([str(tmp_path / "set"), *arguments]) == 0
     assert sorted(os.listdir(tmp_path / "set")) == [
-        "superclasses.csv",
+        "superclasses.txt",
         "test",
         "train",
         "validation",
