@@ -21,7 +21,7 @@ from dataset.index import Candidate, normalized, shown
 from dataset.interface import SPLIT_NAMES, Options, group_of
 
 KIND = "folders"
-SUPERCLASSES_FILES = ("superclasses.txt", "superclasses.txt")
+SUPERCLASSES_FILES = ("superclasses.txt", "superclasses.csv")
 # Of file managers, archivers and editors; whatever begins with a dot is skipped, too.
 _JUNK = frozenset(("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "icon\r"))
 # How image files begin, for those whose names do not say that they are some.
