@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.images import RESIZE, RESIZES, Resize
 from serving import tensors
 from serving.connection import Connection, Tls
 from serving.encoding import BYTES, IMAGES, INPUTS, encode
@@ -122,6 +123,7 @@ class Client:
         *,
         signature: str = BYTES,
         batch_size: int = _BATCH_SIZE,
+        resize: Resize = RESIZE,
     ) -> Iterator[dict[str, Any]]:
         """Classifies image files, which are decoded and resized here.
 
@@ -130,6 +132,8 @@ class Client:
             are searched for such files.
           signature: Which one to ask; the answers are the same.
           batch_size: Images in a request, at most.
+          resize: How the model was trained to see images of other sizes; its card says it, which
+            servers do not tell.
 
         Yields:
           For each image its `image` (path) and `classes`: five objects of `name`, `superclass`,
@@ -151,7 +155,7 @@ class Client:
         def predict(images: list[np.ndarray]) -> dict[str, np.ndarray]:
             return self.predict({INPUTS[signature]: encode(images, signature)}, signature)
 
-        for batch in load_batches(files, (height, width), batch_size):
+        for batch in load_batches(files, (height, width), batch_size, resize):
             yield from classify_batch(batch, predict)
 
     def image_size(self) -> tuple[int, int]:
@@ -254,6 +258,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--signature", default=BYTES, choices=list(INPUTS), help="default: %(default)s"
     )
+    parser.add_argument(
+        "--resize",
+        default=RESIZE,
+        choices=RESIZES,
+        help="what the model was trained with (see its assets.extra/dataset.json); "
+        "default: %(default)s",
+    )
     parser.add_argument("--batch_size", type=_positive, default=_BATCH_SIZE, metavar="N")
     parser.add_argument(
         "--timeout", type=_seconds, default=30.0, metavar="S", help="of a request with its retries"
@@ -297,7 +308,10 @@ def _lines(options: argparse.Namespace) -> Iterator[str]:
             yield from _metadata_lines(client, options.json)
         if options.images:
             results = client.classify(
-                options.images, signature=options.signature, batch_size=options.batch_size
+                options.images,
+                signature=options.signature,
+                batch_size=options.batch_size,
+                resize=options.resize,
             )
             yield from lines(results, options.json)
 

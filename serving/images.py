@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from itertools import islice
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dataset.images import SUFFIXES, UnreadableImage, decode, resize
+from dataset.images import RESIZE, RESIZES, SUFFIXES, Resize, UnreadableImage, decode, resize
+
+_CARD = Path("assets.extra") / "dataset.json"
 
 # Outputs of every signature -> their names in an answer.
 _COLUMNS = {
@@ -66,18 +69,36 @@ def read(path: Path) -> bytes:
         raise ServingError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def load(path: Path, size: tuple[int, int]) -> np.ndarray | str:
+def resize_of(version: Path) -> Resize:
+    """Reads how a model resizes images out of its card.
+
+    Args:
+      version: Folder of a SavedModel.
+
+    Returns:
+      What the card says; the default where there is no card, or none that says it.
+    """
+    try:
+        card = json.loads((version / _CARD).read_bytes())
+    except (OSError, ValueError):
+        return RESIZE
+    how = card.get("resize") if isinstance(card, dict) else None
+    return how if how in RESIZES else RESIZE
+
+
+def load(path: Path, size: tuple[int, int], how: Resize = RESIZE) -> np.ndarray | str:
     """Reads an image file as the model would (see `dataset.images`).
 
     Args:
       path: The file.
       size: Height and width of the result.
+      how: See `dataset.images.resize`.
 
     Returns:
       uint8 [*size, 3]; or the reason why the file is none, to be put after its name.
     """
     try:
-        return resize(decode(path.read_bytes()), size)
+        return resize(decode(path.read_bytes()), size, how)
     except UnreadableImage as error:
         return f"is {error.reason}"
     except OSError as error:
@@ -88,7 +109,7 @@ Loaded = tuple[Path, "np.ndarray | str"]
 
 
 def load_batches(
-    paths: Iterable[Path], size: tuple[int, int], batch_size: int
+    paths: Iterable[Path], size: tuple[int, int], batch_size: int, how: Resize = RESIZE
 ) -> Iterator[list[Loaded]]:
     """Loads files, several at a time and only as many as are asked for.
 
@@ -98,7 +119,7 @@ def load_batches(
     rest = iter(paths)
     with futures.ThreadPoolExecutor() as pool:
         while batch := list(islice(rest, batch_size)):
-            yield list(zip(batch, pool.map(lambda path: load(path, size), batch)))
+            yield list(zip(batch, pool.map(lambda path: load(path, size, how), batch)))
 
 
 def classify_batch(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from serving.encoding import IMAGES, INPUTS
-from serving.images import ServingError, classify_batch, find_images, load_batches
+from serving.images import ServingError, classify_batch, find_images, load_batches, resize_of
 from serving.printing import lines, run
 from serving.quiet import quiet_tensorflow
 
@@ -80,7 +80,7 @@ def classify(model_dir: Path, images: Sequence[Path]) -> Iterator[dict[str, Any]
         outputs = signature(**{INPUTS[IMAGES]: tf.constant(np.stack(batch))})
         return {name: value.numpy() for name, value in outputs.items()}
 
-    for batch in load_batches(images, tuple(takes.shape[1:3]), _BATCH_SIZE):
+    for batch in load_batches(images, tuple(takes.shape[1:3]), _BATCH_SIZE, resize_of(version)):
         yield from classify_batch(batch, predict)
 
 

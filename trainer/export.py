@@ -130,7 +130,7 @@ def build_archive(
 
     def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         images = tf.map_fn(
-            lambda encoded: image_files.decode_image(encoded, card.image_size),
+            lambda encoded: image_files.decode_image(encoded, card.image_size, card.resize),
             image_bytes,
             fn_output_signature=tf.TensorSpec(card.shape, tf.uint8),
         )

@@ -14,10 +14,13 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from dataset.images import (
     END_OF_IMAGE,
     MAX_SCANS,
     START_OF_SCAN,
+    Resize,
     UnreadableImage,
     count_scans,
     decode,
@@ -172,6 +175,7 @@ class ImageReader:
         name: str,
         contents: Sequence[bytes],
         size: tuple[int, int],
+        how: Resize,
         remaining: Callable[[], float],
     ) -> list[bytes]:
         """Decodes images, one at a time, and resizes them as training did.
@@ -180,6 +184,7 @@ class ImageReader:
           name: Of the input, for messages.
           contents: Image files.
           size: Height and width of the images that the model takes.
+          how: See `dataset.images.resize`.
           remaining: Seconds until nobody waits for the answer any more; asked before each image.
 
         Returns:
@@ -191,22 +196,21 @@ class ImageReader:
         """
         counts = [min(count_pixels(content), self._image_pixels) for content in contents]
         with self._take(max(counts, default=0)):
-            return [
-                self._read(f"input {name!r}: image {index}", content, pixels, size, remaining())
+            decoded = (
+                self._decode(f"{name!r}: image {index}", content, pixels, remaining())
                 for index, (content, pixels) in enumerate(zip(contents, counts))
-            ]
+            )
+            return [png(resize(image, size, how)) for image in decoded]
 
-    def _read(
-        self, name: str, content: bytes, pixels: int, size: tuple[int, int], seconds: float
-    ) -> bytes:
+    def _decode(self, name: str, content: bytes, pixels: int, seconds: float) -> np.ndarray:
         is_small = pixels <= _SMALL_PIXELS
         timeout = min(max(seconds, 0.0), threading.TIMEOUT_MAX)
         if seconds <= 0 or not (is_small or self._turn.acquire(timeout=timeout)):
             raise deadline_exceeded("the deadline passed before all images were decoded")
         try:
-            return png(resize(decode(content, self._image_pixels), size))
+            return decode(content, self._image_pixels)
         except UnreadableImage as error:
-            raise invalid_argument(f"{name} is {error.reason}") from None
+            raise invalid_argument(f"input {name} is {error.reason}") from None
         finally:
             if not is_small:
                 self._turn.release()

@@ -197,7 +197,9 @@ class Predictor:
             name = INPUTS[BYTES]
             contents = call.inputs[name].tolist()
             encoded = np.empty(len(contents), np.object_)
-            encoded[:] = self._images.read(name, contents, size, call.remaining_seconds)
+            encoded[:] = self._images.read(
+                name, contents, size, call.servable.resize, call.remaining_seconds
+            )
             return call._replace(inputs={**call.inputs, name: encoded})
         for name, expected in call.signature.inputs.items():
             if expected.dtype == types_pb2.DT_STRING:

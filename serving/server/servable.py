@@ -16,6 +16,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.encoding import BYTES, IMAGES, INPUTS
+from serving.images import resize_of
 from serving.server import tensors
 from serving.server.errors import CODES, RequestError, deadline_exceeded, invalid_argument
 
@@ -96,6 +97,7 @@ class Servable:
       signatures: By key.
       image_size: Height and width of the images that the model takes; None: it is none of this
         pipeline's, whose `serving_bytes` the server decodes images for.
+      resize: How it was trained to see images of other sizes.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Servable:
                 if key != "__saved_model_init_op"
             }
             self.image_size = _image_size(self.signatures)
+            self.resize = resize_of(path)
         except Exception as error:
             # Whatever a damaged folder makes TensorFlow raise, the server has to outlive it.
             self._session.close()

@@ -233,6 +233,19 @@ def test_large_photographs_are_sent_in_the_size_of_the_model(
     assert not np.allclose(*probabilities, rtol=1e-2)
 
 
+def test_images_are_resized_as_it_is_told(run: Callable[..., list[str]], tmp_path: Path):
+    Image.fromarray(pixels(1, seed=8)[0]).resize((90, 40)).save(tmp_path / "a.png")
+    stored = images.decode((tmp_path / "a.png").read_bytes())
+    best = []
+    for how in images.RESIZES:
+        (line,) = run("--json", "--resize", how, tmp_path)
+        flat = images.resize(stored, (32, 32), how).reshape(-1).astype(np.float64)
+        odds = np.exp(flat @ weights())
+        best.append(json.loads(line)["classes"][0]["probability"])
+        assert best[-1] == pytest.approx(odds.max() / odds.sum(), rel=1e-4)
+    assert len(set(best)) == 3
+
+
 def test_a_reader_that_has_seen_enough(server: str, photos: Path):
     command = [sys.executable, "-m", "serving.client", "--server", server, "--model", "vit"]
     many = [str(photos)] * 400  # More than a pipe holds

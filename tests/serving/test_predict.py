@@ -144,6 +144,25 @@ def test_a_kind_by_contents_not_by_name(run: Callable, model_dir: Path, tmp_path
     assert len(run("--model", model_dir, path)) == 6
 
 
+def test_images_are_resized_as_the_model_s_card_says(
+    run: Callable, model_dir: Path, tmp_path: Path
+):
+    path = image(tmp_path / "a.png", (40, 90))
+    version = tmp_path / "vit" / "1"
+    shutil.copytree(model_dir / "9", version)
+    card = version / "assets.extra" / "dataset.json"
+    probabilities = []
+    for how in images.RESIZES:
+        card.write_text(json.dumps({**json.loads(card.read_text()), "resize": how}))
+        (line,) = run("--model", version, "--json", path)
+        probabilities.append(json.loads(line)["classes"][0]["probability"])
+        signature = tf.saved_model.load(str(version)).signatures["serving_default"]
+        pixels = images.resize(images.decode(path.read_bytes()), (32, 32), how)
+        expected = signature(tf.constant(pixels[None]))["top_5_probabilities"][0, 0]
+        assert probabilities[-1] == pytest.approx(float(expected), rel=1e-5)
+    assert len(set(probabilities)) == 3
+
+
 def test_newest_version_by_number(model_dir: Path, tmp_path: Path):
     for version in ("9", "10", "backup", "11"):
         (tmp_path / version).mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from serving.server.images import ImageReader
 from serving.server.servable import Servable
 from tests.serving.helpers import Classifier, pixels
 from tests.serving.server.conftest import Client, Start, arrays, predict_request
+from tests.support.cards import make_card
 
 MEGAPIXEL = 1_000_000
 
@@ -33,11 +35,16 @@ def client(
     """Of a server with the models `vit` and `toy`, which decodes images of up to a megapixel."""
     folder = tmp_path_factory.mktemp("models")
     Classifier().save(folder / "vit" / "1")
+    for how in images.RESIZES:
+        shutil.copytree(folder / "vit" / "1", folder / how / "1")
+        (folder / how / "1" / "assets.extra").mkdir()
+        card = folder / how / "1" / "assets.extra" / "dataset.json"
+        card.write_text(make_card(["a"], resize=how).to_json())
     (folder / "toy").mkdir()
     (folder / "toy" / "1").symlink_to(toys[1])
     config = "".join(
         f'config {{ name: "{name}" base_path: "{folder / name}" model_platform: "tensorflow" }} '
-        for name in ("vit", "toy")
+        for name in ("vit", "toy", *images.RESIZES)
     )
     (folder / "models.config").write_text(f"model_config_list {{ {config} }}")
     (folder / "batching.config").write_text("max_batch_size { value: 128 }")
@@ -69,7 +76,7 @@ def with_scans(content: bytes, count: int) -> bytes:
 
 
 def bytes_request(contents: list[bytes], name: str = "vit") -> predict_pb2.PredictRequest:
-    signature = {"vit": "serving_bytes", "toy": "decode"}[name]
+    signature = "decode" if name == "toy" else "serving_bytes"
     return predict_request(signature, name=name, image_bytes=np.array(contents, np.object_))
 
 
@@ -89,6 +96,15 @@ def test_files_of_any_form_are_what_ingest_makes_of_them(client: Client):
     expected = np.stack([images.resize(images.decode(c), (32, 32)) for c in contents])
     by_pixels = client.predict("serving_default", name="vit", images=expected)
     by_bytes = arrays(client.stub.Predict(bytes_request(contents), timeout=30))
+    np.testing.assert_allclose(by_bytes["probabilities"], by_pixels["probabilities"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", images.RESIZES)
+def test_images_are_resized_as_the_model_s_card_says(client: Client, how: images.Resize):
+    content = encode(photo(40, 90))
+    expected = images.resize(images.decode(content), (32, 32), how)
+    by_pixels = client.predict("serving_default", name=how, images=expected[None])
+    by_bytes = arrays(client.stub.Predict(bytes_request([content], how), timeout=30))
     np.testing.assert_allclose(by_bytes["probabilities"], by_pixels["probabilities"], rtol=1e-5)
 
 
@@ -140,7 +156,7 @@ def test_decoding_ends_when_nobody_waits_any_more():
     contents = [encode(photo(1000, 1000))] * 500
     end = time.monotonic() + 0.3
     with pytest.raises(RequestError) as caught:
-        reader.read("x", contents, (32, 32), lambda: end - time.monotonic())
+        reader.read("x", contents, (32, 32), "crop", lambda: end - time.monotonic())
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - end < 5  # One image, not 500
     calls = iter([1.0, 1.0])
@@ -152,9 +168,9 @@ def test_decoding_ends_when_nobody_waits_any_more():
             raise RequestError(grpc.StatusCode.CANCELLED, "the client has gone") from None
 
     with pytest.raises(RequestError, match="the client has gone"):
-        reader.read("x", contents, (32, 32), gone)
+        reader.read("x", contents, (32, 32), "crop", gone)
     # What was taken is free again, as is the turn.
-    assert len(reader.read("x", contents[:5], (32, 32), lambda: 60.0)) == 5
+    assert len(reader.read("x", contents[:5], (32, 32), "crop", lambda: 60.0)) == 5
 
 
 def test_a_run_ends_when_nobody_waits_any_more(toys: list[Path]):
