@@ -50,10 +50,7 @@ class Installation:
             *("--root", ROOT, "--output", self.package),
         )
         assert process.returncode == 0, process.stderr
-        image = {
-            "python": sys.executable,
-            "/app/kubeflow/entrypoint.py": str(REPOSITORY / "kubeflow/entrypoint.py"),
-        }
+        image = {"python": sys.executable, "/app": str(REPOSITORY)}
         # Less than a shell has: containers get what the package says, and no more.
         variables = {name: os.environ[name] for name in ("PATH", "HOME")}
         self.world = World(folder / "cluster", image, variables, ml_metadata)
