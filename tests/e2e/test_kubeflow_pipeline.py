@@ -232,7 +232,6 @@ def test_other_data_are_not_taken_from_the_cache_and_must_be_readable(
     executions = installation.run(data_fingerprint="0" * 64)
     (installation.volume / "gone").rename(installation.volume / "data" / "test.bin")
     assert {name: execution.state for name, execution in executions.items()} == {
-        "SchemaGen": "CACHED",
         "BaseModel": "COMPLETE",  # it needs no data
         "ExampleGen": "FAILED",
     }
@@ -268,11 +267,13 @@ def test_a_folder_that_pusher_could_not_write_is_seen_first(
 def test_an_artifact_of_the_cache_whose_files_are_gone(
     installation: Installation, second: dict[str, Execution]
 ):
-    examples = second["ExampleGen"].artifacts["examples"]["uri"]
-    shutil.rmtree(installation.world.stored(examples))
+    examples = second["ExampleGen"].artifacts["examples"]
+    files = len(installation.files(examples))
+    shutil.rmtree(installation.world.stored(examples["uri"]))
     executions = installation.run(seed=5)
     assert {executions[name].state for name in DATA} == {"CACHED"}
     line = failed(installation, executions["Trainer"])
-    assert f"input 'examples' was made with 4 files at {examples}, and no files came" in line
+    uri = examples["uri"]
+    assert f"input 'examples' was made with {files} files at {uri}, and no files came" in line
     assert "Compile with --no_cache" in line
     assert len(installation.versions()) == 2
