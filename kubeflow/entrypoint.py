@@ -197,7 +197,7 @@ def _check_writable(name: str, folder: str) -> None:
         with tempfile.NamedTemporaryFile(dir=place, prefix=".probe-"):
             pass
     except OSError as error:
-        status = os.stat(place)
+        status = os.stat(place) if os.path.exists(place) else os.lstat(place)  # a link to nothing
         raise EntrypointError(
             f"{name} is {folder}, and {place} cannot be written to: {error.strerror}. This is user "
             f"{os.getuid()} with the groups {sorted({os.getgid(), *os.getgroups()})}; it belongs "

@@ -16,6 +16,7 @@ makes. The volume claim is the only place that pods share.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import json
 import uuid
@@ -127,7 +128,9 @@ class _Run:
             key = _fingerprint(inputs, outputs, container, self._kubernetes[label])
             if task["cachingOptions"]["enableCache"] and key in self._cluster.cache:
                 found = self._cluster.cache[key]
-                return Execution("CACHED", artifacts=found.artifacts, parameters=found.parameters)
+                return dataclasses.replace(
+                    found, state="CACHED", exit_code=None, tries=0, seconds=0
+                )
             for attempt in range(1 + task.get("retryPolicy", {}).get("maxRetryCount", 0)):
                 executor_input = json.loads(json.dumps({"inputs": inputs, "outputs": outputs}))
                 launcher = Launcher(self._cluster.world, name, attempt, executor_input)
@@ -145,11 +148,7 @@ class _Run:
         definitions = component.get("inputDefinitions", {})
         values = {}
         for key, source in task.get("inputs", {}).get("parameters", {}).items():
-            value = (
-                self._parameters[source["componentInputParameter"]]
-                if "componentInputParameter" in source
-                else source["runtimeValue"]["constant"]
-            )
+            value = self._value(source)
             _check_type(key, value, definitions["parameters"][key]["parameterType"])
             values[key] = value
         missing = set(definitions.get("parameters", {})) - set(values)
@@ -162,13 +161,25 @@ class _Run:
             artifacts[key] = {"artifacts": [found[producer["outputArtifactKey"]]]}
         return {"parameterValues": values, "artifacts": artifacts}
 
+    def _value(self, source: Json) -> Any:
+        if "componentInputParameter" in source:
+            return self._parameters[source["componentInputParameter"]]
+        if "taskOutputParameter" in source:
+            producer = source["taskOutputParameter"]
+            found = self._executions[producer["producerTask"]].output_parameters
+            return found[producer["outputParameterKey"]]
+        return source["runtimeValue"]["constant"]
+
     def _provision_outputs(self, name: str, component: Json) -> Json:
         """As provisionOutputs of driver/driver.go, with logs published.
 
         Outputs have a name, and their folder the executor output, since 2.16 only.
         """
         definitions = component.get("outputDefinitions", {})
-        assert "parameters" not in definitions
+        parameters = {
+            key: {"outputFile": f"/tmp/kfp/outputs/{key}"}
+            for key in definitions.get("parameters", {})
+        }
         declared = {
             **definitions.get("artifacts", {}),
             LOGS: {"artifactType": {"schemaTitle": "system.Artifact"}},
@@ -190,7 +201,7 @@ class _Run:
         output_file = "/tmp/kfp_outputs/output_metadata.json"
         if not self._cluster.world.ml_metadata:
             output_file = f"{task_root}/output_metadata.json"
-        return {"artifacts": artifacts, "outputFile": output_file}
+        return {"artifacts": artifacts, "parameters": parameters, "outputFile": output_file}
 
 
 def _run_parameters(definitions: Json, given: Json) -> Json:
@@ -214,8 +225,16 @@ def _check_type(name: str, value: Any, kind: str) -> None:
 
 
 def _upstream(task: Json) -> set[str]:
-    artifacts = task.get("inputs", {}).get("artifacts", {}).values()
-    producers = {artifact["taskOutputArtifact"]["producerTask"] for artifact in artifacts}
+    inputs = task.get("inputs", {})
+    producers = {
+        producer["producerTask"]
+        for source in (
+            *inputs.get("artifacts", {}).values(),
+            *inputs.get("parameters", {}).values(),
+        )
+        for kind, producer in source.items()
+        if kind in ("taskOutputArtifact", "taskOutputParameter")
+    }
     return producers | set(task.get("dependentTasks", []))
 
 
@@ -225,6 +244,7 @@ def _fingerprint(inputs: Json, outputs: Json, container: Json, kubernetes: Json)
         {key: a.get("artifactId") or a["name"] for key, a in listed(inputs).items()},
         inputs["parameterValues"],
         {key: (a.get("name"), a["type"], a["metadata"]) for key, a in listed(outputs).items()},
+        sorted(outputs["parameters"]),
         container["image"],
         container["command"] + container["args"],
         sorted(mount["constant"] for mount in kubernetes.get("pvcMount", [])),

@@ -43,6 +43,7 @@ class Execution:
       error: What the driver or the launcher had to say.
       artifacts: Output key -> what is in ML Metadata.
       parameters: What the container got.
+      output_parameters: What it has written, all text.
     """
 
     state: str
@@ -53,6 +54,7 @@ class Execution:
     error: str = ""
     artifacts: dict[str, Json] = field(default_factory=dict)
     parameters: Json = field(default_factory=dict)
+    output_parameters: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,7 +63,7 @@ class World:
 
     Attributes:
       folder: Where everything goes; each bucket is a folder in `folder/buckets`.
-      image: Command words of the image -> what stands for them here.
+      image: Commands and folders of the image -> what stands for them here.
       variables: The containers' environment.
       ml_metadata: Whether the installation has ML Metadata.
       preempted: Task -> what its log has in it when its node is taken away, at the first try.
@@ -97,10 +99,11 @@ class Launcher:
         self._pod = world.folder / "pods" / str(uuid.uuid4())
         (self._pod / "tmp").mkdir(parents=True)
         self._input = executor_input
-        output_file = self._local(executor_input["outputs"]["outputFile"])
-        self._input["outputs"]["outputFile"] = str(output_file)
+        outputs = executor_input["outputs"]
+        for output in (outputs, *outputs["parameters"].values()):
+            output["outputFile"] = str(self._local(output["outputFile"]))
         if not world.ml_metadata:  # since 2.16.1
-            listed(executor_input["outputs"])[LOGS]["uri"] += f"-{attempt}"
+            listed(outputs)[LOGS]["uri"] += f"-{attempt}"
 
     def _local(self, uri: str) -> Path:
         if uri.startswith("/tmp/"):
@@ -124,6 +127,13 @@ class Launcher:
                 inputs[local] = _digest(local)
         for artifact in outputs.values():
             self._local(artifact["uri"]).parent.mkdir(parents=True, exist_ok=True)
+
+        files = {
+            key: Path(output["outputFile"])
+            for key, output in self._input["outputs"]["parameters"].items()
+        }
+        for file in files.values():
+            file.parent.mkdir(parents=True, exist_ok=True)
 
         execution = Execution("FAILED", parameters=self._input["inputs"]["parameterValues"])
         execution.tries = self._attempt + 1
@@ -159,6 +169,7 @@ class Launcher:
                 merged["uri"] = found[name]["uri"]
                 merged["metadata"].update(found[name].get("metadata", {}))
             execution.artifacts[name] = self._record(name, merged)
+        execution.output_parameters = {key: file.read_text() for key, file in files.items()}
         execution.state = "COMPLETE"
         shutil.rmtree(self._pod)
         return execution
@@ -172,7 +183,10 @@ class Launcher:
             time.sleep(0.05)
 
     def _word(self, word: str) -> str:
-        return self._world.image.get(word, word)
+        for place, here in self._world.image.items():
+            if word == place or word.startswith(f"{place}/"):
+                return here + word.removeprefix(place)
+        return word
 
     def arguments(self, container: Json) -> list[str]:
         """A container's arguments, as compileCmdAndArgs makes them.
@@ -183,6 +197,9 @@ class Launcher:
         placeholders = {"{{$}}": json.dumps(self._input)}
         for name, value in self._input["inputs"]["parameterValues"].items():
             placeholders[f"{{{{$.inputs.parameters['{name}']}}}}"] = _text(value)
+        for name, output in self._input["outputs"]["parameters"].items():
+            placeholder = f"{{{{$.outputs.parameters['{name}'].output_file}}}}"
+            placeholders[placeholder] = output["outputFile"]
         order = list(placeholders)
         random.shuffle(order)
         if not self._world.ml_metadata:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from kfp.local import placeholder_utils
 
+from dataset.format import fingerprint
 from tests.kubeflow import launcher
+from tests.kubeflow.cluster import Cluster
+from tests.kubeflow.conftest import REPOSITORY, Compile
 
 VALUES = {"STRING": "some text", "NUMBER_INTEGER": 123456789, "NUMBER_DOUBLE": 1e-7}
 INPUT = "--json_serialized_invocation_args"
@@ -31,6 +38,7 @@ def executor_input(spec: dict[str, Any], name: str) -> dict[str, Any]:
         "inputs": {"parameterValues": values},
         "outputs": {
             "artifacts": {launcher.LOGS: {"artifacts": [logs]}},
+            "parameters": {},
             "outputFile": "/tmp/kfp_outputs/output_metadata.json",
         },
     }
@@ -86,3 +94,39 @@ def test_numbers_are_written_as_by_strconv(value: float, text: str):
     # FormatFloat(value, 'f', -1, 64): the fewest digits that are read as the same number.
     assert launcher._text(value) == text
     assert json.loads(launcher._text(value)) == value
+
+
+def test_a_schedule_sees_that_its_data_have_changed(
+    compiler: Compile, synthetic_folder: Path, tmp_path: Path
+):
+    package, data = tmp_path / "pipeline.yaml", tmp_path / "data"
+    shutil.copytree(synthetic_folder, data)
+    given = ("--dataset_name", "synthetic", "--preset", "tiny", "--data", data)
+    process = compiler("--fingerprint_in_run", *given, "--output", package)
+    assert process.returncode == 0, process.stderr
+    spec, platform = yaml.safe_load_all(package.read_text())
+    tasks = spec["root"]["dag"]["tasks"]
+    wanted = ("DataFingerprint", "ExampleGen")  # the rest is tests/e2e/test_kubeflow_pipeline.py's
+    spec["root"]["dag"]["tasks"] = {name: tasks[name] for name in wanted}
+    package.write_text(yaml.safe_dump_all([spec, platform]))
+    image = {"python": sys.executable, "/app": str(REPOSITORY)}
+    variables = {name: os.environ[name] for name in ("PATH", "HOME")}
+    cluster = Cluster(launcher.World(tmp_path / "cluster", image, variables))
+    cluster.make_bucket("mlpipeline")
+
+    def run() -> str:
+        executions = cluster.run(package, {})
+        assert all(each.state != "FAILED" for each in executions.values()), executions
+        assert executions["DataFingerprint"].state == "COMPLETE"
+        examples = executions["ExampleGen"].artifacts["examples"]
+        assert examples["uri"].startswith("minio://mlpipeline/installation/vit/")
+        written = executions["DataFingerprint"].output_parameters["fingerprint"]
+        assert examples["metadata"]["content_fingerprint"] == written == fingerprint(data)
+        return executions["ExampleGen"].state
+
+    assert [run(), run()] == ["COMPLETE", "CACHED"]
+    with (data / "test.bin").open("r+b") as file:
+        byte = file.read(1)[0]
+        file.seek(0)
+        file.write(bytes([19 - byte]))  # another of 20 superclasses
+    assert run() == "COMPLETE"
