@@ -204,7 +204,11 @@ def test_the_servers_probes_rights_and_names_agree(
     assert annotations["prometheus.io/path"] == path
     assert annotations["prometheus.io/port"] == given["rest_api_port"]
 
-    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["runAsNonRoot"]
+    # As whoever has made the volume and what is in it, which another fsGroup could take away.
+    loader = yaml.safe_load((KUBEFLOW / "loader.yaml").read_text())["spec"]["securityContext"]
+    for name in ("runAsUser", "runAsGroup", "fsGroup"):
+        assert pod["securityContext"][name] == loader[name]
     assert not pod["automountServiceAccountToken"]
     assert server["securityContext"] == {
         "allowPrivilegeEscalation": False,
