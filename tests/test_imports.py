@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import patience
 
 ROOT = Path(__file__).resolve().parents[1]
 TFX = ("tfx", "apache_beam", "ml_metadata")
@@ -33,13 +34,11 @@ print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
 
 def imported(*what: str, backend: str = "tensorflow") -> list[str]:
     """Top-level modules in a process after `import`ing modules or `run`ning one with arguments."""
-    process = subprocess.run(
+    process = patience.run(
         [sys.executable, "-c", PROGRAM, json.dumps(what)],
         cwd=ROOT,
         env={**os.environ, "KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-        timeout=120,
+        cpu_seconds=120,
     )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from pipeline.gate import TOP_1, TOP_5, resolve_floors
+from tests.support import patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("components", "dataset", "kubeflow", "pipeline", "serving", "trainer")
@@ -36,13 +36,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(project: Path, *command: str) -> str:
-    process = subprocess.run(
+    process = patience.run(
         [sys.executable, *command],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(project)},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        cpu_seconds=300,
     )
     assert process.returncode == 0, process.stderr
     return process.stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import patience
 from trainer import engines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,13 +19,11 @@ CHOICE = "from trainer import engines; print(engines.choose('{}'), engines.accel
 
 def choose(name: str, path: Path) -> subprocess.CompletedProcess[str]:
     """What is chosen in a process that imports from a folder first."""
-    return subprocess.run(
+    return patience.run(
         [sys.executable, "-c", CHOICE.format(name)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
+        cpu_seconds=60,
     )
 
 
@@ -65,12 +64,10 @@ def test_auto_where_jax_is_broken(tmp_path: Path):
 
 def test_jax_has_to_be_installed():
     # -S: nothing but Python's own modules.
-    result = subprocess.run(
+    result = patience.run(
         [sys.executable, "-S", "-c", CHOICE.format("jax")],
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        cpu_seconds=60,
     )
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]

@@ -27,6 +27,7 @@ import dataset.images
 from dataset.card import CARD_FILE, from_json
 from serving import server_process
 from serving.client import Client
+from tests.support import patience
 from tests.support.cards import SYNTHETIC_CARD, make_card
 from tests.support.networks import build_model
 from trainer import export, preprocessing
@@ -298,13 +299,11 @@ def test_serves_where_there_is_only_tensorflow(exported: Path, ask: Callable, im
         }))
     """
     contents = [png(image) for image in images]
-    process = subprocess.run(
+    process = patience.run(
         [sys.executable, "-c", program, str(exported)],
         input=json.dumps([content.hex() for content in contents]),
-        capture_output=True,
-        text=True,
         cwd=exported,
-        timeout=120,
+        cpu_seconds=120,
     )
     assert process.returncode == 0, process.stderr
     answer = json.loads(process.stdout.splitlines()[-1])

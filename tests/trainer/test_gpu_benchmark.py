@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from dataset import synthetic
+from tests.support import patience
 from tests.support.networks import build_model
 from trainer import weights
 from trainer.presets import get_preset
@@ -24,13 +24,11 @@ def gpu(command: str, folder: Path, seconds: int, *more: str) -> str:
     """Runs a command of the benchmark; returns what it printed."""
     folders = ["--data", str(folder / "data"), "--out", str(folder / "out")]
     options = ["--rehearse", *folders, "--seconds", str(seconds), *more]
-    process = subprocess.run(
+    process = patience.run(
         [sys.executable, "-m", "benchmarks.gpu", command, *options],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=400,
+        cpu_seconds=400,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stdout

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 # Each a few more than there are (results/kernels.json): a step's time on a GPU is their number.
 CEILINGS = {"compact_long:128": 330, "compact_wide:256": 540, "notebook:256": 850}
@@ -36,13 +38,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_kernels_of_a_step_stay_few(python: Path, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
-    process = subprocess.run(
+    process = patience.run(
         [python, "-m", "benchmarks.kernels", *CEILINGS, "--out", tmp_path / "kernels.json"],
         cwd=ROOT,
         env=environment,
-        capture_output=True,
-        text=True,
-        timeout=550,
+        cpu_seconds=550,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     counted = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import patience
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,13 +145,11 @@ print(json.dumps(out))
 
 @pytest.fixture(scope="module")
 def result() -> dict:
-    process = subprocess.run(
+    process = patience.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
         env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=400,
+        cpu_seconds=400,
     )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
