@@ -60,7 +60,8 @@ def convert_int8(model: PixelsToProbabilities, representative: np.ndarray) -> by
     with tempfile.TemporaryDirectory(prefix="tflite-") as folder:
         converter = _converter(model, folder)
         converter.representative_dataset = images
-        # The one public way to exempt operations; nothing is debugged.
+        # The one public way to exempt operations; nothing is debugged. It makes an interpreter of
+        # TensorFlow's own, which warns that LiteRT's is to be used.
         options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=_FLOAT_OPERATIONS)
         return _run(
             lambda: tf.lite.experimental.QuantizationDebugger(
