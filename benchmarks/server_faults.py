@@ -3,8 +3,6 @@
 `python -m benchmarks.server_faults results/server_faults.json`
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import http.client
@@ -31,20 +29,19 @@ with quiet_tensorflow():
     from grpc_health.v1 import health_pb2, health_pb2_grpc
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-BODY = 60_000_000
-SWAPS = 6
+Results = dict[str, Any]
+SWAPS, IDLE = 6, 1000
+BODIES = {"integers": b"123,", "empty_lists": b"[],", "floats": b"0.123456,"}
+BODY_BYTES = 60_000_000
 
 
-class Network(tf.Module):
-    """Uint8 images to classes, through many small layers."""
+class _Network(tf.Module):
+    """Images to classes, through many small layers."""
 
     def __init__(self) -> None:
-        super().__init__()
         sizes = [3072, *[64] * 60, 10]
-        self.weights = [
-            tf.Variable(tf.random.normal(shape, stddev=0.1, seed=1))
-            for shape in zip(sizes, sizes[1:])
-        ]
+        shapes = zip(sizes[:-1], sizes[1:])
+        self.weights = [tf.Variable(tf.random.normal(shape, stddev=0.1)) for shape in shapes]
 
     @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 3], tf.uint8, name="images")])
     def predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -54,22 +51,16 @@ class Network(tf.Module):
         return {"probabilities": tf.nn.softmax(values)}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-class Clients:
-    """Asks the server in several ways; each takes seconds or raises."""
+class _Clients:
+    """Ask the server in several ways, or raise."""
 
     def __init__(self, grpc_port: int, rest_port: int):
-        self.rest_port = rest_port
+        self._rest_port = rest_port
         channel = grpc.insecure_channel(f"127.0.0.1:{grpc_port}")
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
-        self._request = predict_pb2.PredictRequest()
-        self._request.model_spec.name = "m"
         images = np.zeros([1, 32, 32, 3], np.uint8)
+        self._request = predict_pb2.PredictRequest(model_spec={"name": "m"})
         self._request.inputs["images"].CopyFrom(tf.make_tensor_proto(images))
         self._rows = json.dumps({"instances": images.tolist()}).encode()
 
@@ -77,41 +68,39 @@ class Clients:
         self._stub.Predict(self._request, timeout=60)
 
     def health(self) -> None:
-        status = self._health.Check(health_pb2.HealthCheckRequest(), timeout=60).status
-        assert status == health_pb2.HealthCheckResponse.SERVING
+        request = health_pb2.HealthCheckRequest()
+        assert self._health.Check(request, timeout=60).status == 1
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self._rest_port, timeout=120)
         with contextlib.closing(connection):
-            connection.request(method, path, body)
+            connection.request(method, f"/v1/models/m{path}", body)
             response = connection.getresponse()
             response.read()
             return response.status
 
-    def rest_status(self) -> None:
-        assert self.ask("GET", "/v1/models/m") == 200
+    def status(self) -> None:
+        assert self.ask("GET", "") == 200
 
     def rest_predict(self) -> None:
-        assert self.ask("POST", "/v1/models/m:predict", self._rows) == 200
+        assert self.ask("POST", ":predict", self._rows) == 200
 
 
 @contextlib.contextmanager
-def steady(ask: Callable[[], None], out: dict[str, Any], pause: float = 0.005) -> Iterator[None]:
-    """Asks all the time during the block; fills in milliseconds and failures."""
+def _steady(ask: Callable[[], None], results: Results) -> Iterator[None]:
+    """Asks all the time during the block; then there are milliseconds and failures."""
     seconds: list[float] = []
-    failures = 0
+    failures: list[Exception] = []
     ended = threading.Event()
 
     def run() -> None:
-        nonlocal failures
-        while not ended.is_set():
+        while not ended.wait(0.005):
             begin = time.perf_counter()
             try:
                 ask()
-            except (AssertionError, OSError, http.client.HTTPException, grpc.RpcError):
-                failures += 1
+            except (AssertionError, OSError, http.client.HTTPException, grpc.RpcError) as error:
+                failures.append(error)
             seconds.append(time.perf_counter() - begin)
-            time.sleep(pause)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -121,82 +110,75 @@ def steady(ask: Callable[[], None], out: dict[str, Any], pause: float = 0.005) -
         ended.set()
         thread.join()
         p50, p99, most = np.percentile(np.multiply(seconds, 1e3), [50, 99, 100]).round(1).tolist()
-        out.update(requests=len(seconds), failures=failures, p50_ms=p50, p99_ms=p99, max_ms=most)
+        results.update(requests=len(seconds), failures=len(failures), p50=p50, p99=p99, max=most)
 
 
-def memory_mb(process: psutil.Process) -> int:
-    """Resident memory of the server with its children, in MB."""
+def _memory_mb(process: psutil.Process) -> int:
     family = [process, *process.children(recursive=True)]
     return sum(member.memory_info().rss for member in family) >> 20
 
 
-def measure_bodies(clients: Clients, process: psutil.Process, results: dict[str, Any]) -> None:
-    bodies = {
-        "integers": (b"12,", b"123", 3),
-        "empty_lists": (b"[],", b"[]", 3),
-        "floats": (b"0.123456,", b"0.1", 9),
-    }
-    for name, (item, last, size) in bodies.items():
-        body = b'{"instances":[' + item * (BODY // size) + last + b"]}"
-        row: dict[str, Any] = {"health": {}, "rest_status": {}}
-        peak = before = memory_mb(process)
-        answer: list[int] = []
-
-        def post(content: bytes = body, codes: list[int] = answer) -> None:
-            codes.append(clients.ask("POST", "/v1/models/m:predict", content))
-
-        with steady(clients.health, row["health"]), steady(clients.rest_status, row["rest_status"]):
-            begin = time.perf_counter()
-            thread = threading.Thread(target=post)
-            thread.start()
-            while thread.is_alive():
-                peak = max(peak, memory_mb(process))
-                thread.join(0.01)
-            row["seconds"] = round(time.perf_counter() - begin, 2)
-        row.update(status=answer, extra_mb=peak - before)
-        results[f"body_{name}"] = row
+def _post(clients: _Clients, process: psutil.Process, item: bytes, results: Results) -> None:
+    body = b'{"instances":[' + item * (BODY_BYTES // len(item)) + item[:-1] + b"]}"
+    peak = before = _memory_mb(process)
+    health, status = results.setdefault("health", {}), results.setdefault("status", {})
+    with _steady(clients.health, health), _steady(clients.status, status):
+        begin = time.perf_counter()
+        thread = threading.Thread(target=clients.ask, args=("POST", ":predict", body))
+        thread.start()
+        while thread.is_alive():
+            peak = max(peak, _memory_mb(process))
+            thread.join(0.01)
+        results["seconds"] = round(time.perf_counter() - begin, 2)
+    results["extra_mb"] = peak - before
 
 
-def main() -> None:
-    """Starts a server, measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path, help="JSON file to write")
-    output = parser.parse_args().output
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        base = Path(folder) / "m"
-        network = Network()
-        tf.saved_model.save(
-            network, str(base / "1"), signatures={"serving_default": network.predict}
-        )
-        ports = free_port(), free_port()
+@contextlib.contextmanager
+def _server() -> Iterator[tuple[_Clients, psutil.Process, Path]]:
+    with tempfile.TemporaryDirectory() as folder:
+        base, network = Path(folder) / "m", _Network()
+        tf.saved_model.save(network, str(base / "1"), {"serving_default": network.predict})
+        with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
+            ports = one.getsockname()[1], two.getsockname()[1]
         flags = ["--model_name=m", f"--model_base_path={base}", f"--port={ports[0]}"]
         flags += [f"--rest_api_port={ports[1]}", "--file_system_poll_wait_seconds=0.1"]
         server = subprocess.Popen([sys.executable, "-m", "serving.server", *flags])
-        stack.callback(server.wait)
-        stack.callback(server.terminate)
-        clients = Clients(*ports)
-        while True:
-            with contextlib.suppress(grpc.RpcError, AssertionError):
-                clients.health()
-                break
-            time.sleep(0.1)
+        try:
+            clients = _Clients(*ports)
+            while True:
+                with contextlib.suppress(grpc.RpcError, AssertionError):
+                    clients.health()
+                    break
+                time.sleep(0.1)
+            yield clients, psutil.Process(server.pid), base
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def main() -> None:
+    """Measures milliseconds, prints and writes them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path, help="JSON file to write")
+    output = parser.parse_args().output
+    names = ("without_swaps", "with_swaps", "not_idle", "idle", *BODIES)
+    results: dict[str, Results] = {name: {} for name in names}
+    with _server() as (clients, process, base):
         for name in ("without_swaps", "with_swaps"):
-            results[name] = {}
-            with steady(clients.predict, results[name]):
+            with _steady(clients.predict, results[name]):
                 for number in range(2, 2 + SWAPS):
                     if name == "with_swaps":
-                        shutil.copytree(base / "1", Path(folder) / "copy")
-                        (Path(folder) / "copy").rename(base / str(number))
+                        copy = shutil.copytree(base / "1", base / "copy")
+                        copy.rename(base / str(number))
                     time.sleep(4)
-        for name, count in (("no_idle_connections", 0), ("idle_connections", 1000)):
-            results[name] = {}
-            with contextlib.ExitStack() as idle:
+        for name, count in (("not_idle", 0), ("idle", IDLE)):
+            with contextlib.ExitStack() as stack:
                 for _ in range(count):
-                    idle.enter_context(socket.create_connection(("127.0.0.1", ports[1])))
-                with steady(clients.rest_predict, results[name]):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", clients._rest_port)))
+                with _steady(clients.rest_predict, results[name]):
                     time.sleep(4)
-        measure_bodies(clients, psutil.Process(server.pid), results)
+        for name, item in BODIES.items():
+            _post(clients, process, item, results[name])
     output.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

@@ -18,6 +18,8 @@ from serving.quiet import quiet_tensorflow
 from serving.server import options as flags
 from serving.server.config import ConfigError, read_files
 
+_SWITCH_SECONDS = 0.0005
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Serves until SIGTERM or SIGINT, then drains.
@@ -44,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         _fail(1, error)
     threading.excepthook = _end
+    # A request changes threads several times, and waits so long each time while another one
+    # computes in Python: the one that loads a model, above all.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     _on_signals(numbers, lambda number, _: signals.put(number))
     server.start()
