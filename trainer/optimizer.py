@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -79,19 +79,26 @@ def build_optimizer(
     return optimizer
 
 
-def compile_network(network: keras.Model, preset: Preset, *, steps_per_epoch: int) -> None:
+def compile_network(
+    network: keras.Model,
+    preset: Preset,
+    *,
+    steps_per_epoch: int,
+    class_weights: Sequence[float] | None = None,
+) -> None:
     """Makes a network ready for `fit`; under the dtype policy that it was built under.
 
     Args:
         network: Of `trainer.network.model.build_model`.
         preset: Gives optimizer, loss and metrics.
         steps_per_epoch: See `build_optimizer`.
+        class_weights: See `trainer.losses.build_loss`.
 
     Raises:
         ValueError: See `build_optimizer`.
     """
     network.compile(
         optimizer=build_optimizer(preset.training, steps_per_epoch=steps_per_epoch),
-        loss=losses.build_loss(preset),
+        loss=losses.build_loss(preset, class_weights),
         metrics=losses.build_metrics(preset, network.output_shape[-1]),
     )

@@ -234,6 +234,11 @@ class Training:
     head_dropout_rate: Share = Field(
         default=0.0, description="Before the classifier, and after its hidden layers."
     )
+    balance: bool = Field(
+        default=False,
+        description="An example counts the more in the loss, the fewer its class has in the train "
+        "split; 1 on average.",
+    )
     mixed_precision: bool = Field(
         default=False,
         description="Compute in bfloat16 where the processor is fast at it; variables and the "

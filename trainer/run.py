@@ -25,6 +25,7 @@ from trainer import (
     hyperparameters,
     jax_engine,
     known_answers,
+    losses,
     precision,
     presets,
     warm_start,
@@ -299,7 +300,9 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
         network = model.build_model(preset, card.shape, card.num_classes, seed=inputs.seed)
         if inputs.base:
             warm_start.load_weights(network, inputs.base)
-        compile_network(network, preset, steps_per_epoch=inputs.steps(preset))
+        weights = losses.class_weights(inputs.train_split.labels, card.num_classes)
+        steps = inputs.steps(preset)
+        compile_network(network, preset, steps_per_epoch=steps, class_weights=weights)
     return network
 
 

@@ -73,6 +73,7 @@ def test_notebook_is_the_reference_configuration() -> None:
             "label_smoothing": 0.0,
             "dropout_rate": 0.1,
             "head_dropout_rate": 0.5,
+            "balance": False,
             "mixed_precision": False,
         },
         "floors": {"top_1_accuracy": 0.05, "top_5_accuracy": 0.20},

@@ -153,7 +153,8 @@ class Training:
             self.network = build_model(preset, shape, num_classes, seed=seed, plain=plain)
             if weights is not None:
                 self.network.set_weights(weights)
-            self.loss = losses.build_loss(preset)
+            weights_of_classes = losses.class_weights(train.labels, num_classes)
+            self.loss = losses.build_loss(preset, weights_of_classes)
             optimizer = build_optimizer(preset.training, steps_per_epoch=self.steps)
             # So that Keras saves the optimizer's state beside the weights.
             self.network.compile(optimizer, self.loss)
