@@ -57,6 +57,7 @@ def test_notebook_is_the_reference_configuration() -> None:
             "train_minutes": 0.0,
             "batch_size": 256,
             "learning_rate": 1e-3,
+            "base_rate_ratio": 0.3,
             "learning_rate_schedule": "constant",
             "warmup": 0.0,
             "weight_decay": 1e-3,

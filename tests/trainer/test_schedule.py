@@ -27,7 +27,7 @@ def _learning_rate(optimizer: keras.optimizers.Optimizer, step: int) -> float:
 
 def test_notebook_is_adamw_at_a_constant_rate() -> None:
     optimizer = build_optimizer(get_preset("notebook").training, steps_per_epoch=176)
-    assert type(optimizer) is keras.optimizers.AdamW
+    assert isinstance(optimizer, keras.optimizers.AdamW)
     assert optimizer.weight_decay == 1e-3
     assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.9, 0.999, 1e-7)
     rates = [_learning_rate(optimizer, step) for step in (0, 1760, 3520)]
