@@ -3,11 +3,11 @@
     python -m benchmarks.gpu measure --data cifar-100-binary --out gpu --seconds 200
     python -m benchmarks.gpu train   --data cifar-100-binary --out gpu --seconds 340
 
-from the project's folder, with `jax`, `keras`, `numpy` and `scipy` installed. Each command ends in
-time and goes on where the last one ended: what --out has is not done again. Programs are compiled a
-few at a time, each in a process of its own, and timed one after the other while none compiles:
-compiling tries out kernels on the GPU, and sixteen programs side by side took three minutes on an
-H200 and spoiled all timings.
+from the project's folder, with `jax`, `keras`, `numpy`, `pydantic` and `scipy` installed. Each
+command ends in time and goes on where the last one ended: what --out has is not done again.
+Programs are compiled a few at a time, each in a process of its own, and timed one after the other
+while none compiles: compiling tries out kernels on the GPU, and sixteen programs side by side took
+three minutes on an H200 and spoiled all timings.
 
 `measure` prints images per second of a training step with augmentation, data on the device, and the
 floating-point operations per second that those are, and trains some candidates for a quarter of a

@@ -180,6 +180,9 @@ class PipelineConfig(_Floors):
         action="append",
         type=str,
     )
+    balance: bool = knob(
+        False, "model", "let examples of rare classes count more, so that all classes count alike"
+    )
     engine: str = knob(
         engines.AUTO,
         "model",
@@ -375,6 +378,8 @@ class PipelineConfig(_Floors):
         preset = presets.get_preset(self.preset or presets.ON_GPU)
         preset = override(preset, parse_assignments(self.set))
         given = {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
+        if self.balance:
+            given["balance"] = True
         return replace(preset, **{**given, **overrides})
 
     def resolve_gate(self, preset: Preset, classes: int = PRESET_CLASSES) -> Gate:

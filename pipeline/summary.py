@@ -21,6 +21,8 @@ from pipeline.console import box, count
 from pipeline.gate import METRICS, TOP_1
 from pipeline.run_history import Run
 from trainer import engines, presets
+from trainer import report as reports
+from trainer.report import TrainingReport
 
 _ENGINES = {engines.TENSORFLOW: "TensorFlow", engines.JAX: "JAX"}
 
@@ -41,9 +43,10 @@ def summarize(run: Run) -> str:
       Several lines of text.
     """
     model = _output(run, "Trainer", "model")
-    training = json.loads(_read_asset(model, "training.json"))
+    text = _read_asset(model, reports.REPORT_FILE)
+    training = reports.from_json(text, model.uri)
     evaluation = _output(run, "Evaluator", "evaluation")
-    synthetic = training["dataset"] == SYNTHETIC
+    synthetic = training.dataset == SYNTHETIC
     lines = []
     if synthetic:
         lines += ["Trained and tested on SYNTHETIC images: these are not CIFAR-100 results.", ""]
@@ -57,16 +60,16 @@ def summarize(run: Run) -> str:
         lines += export_lines(exports.uri)
     lines += ["", *_next_lines(run, training)]
     lines += ["", f"time: {_times(run)}"]
-    name = _TITLES.get(training["dataset"], training["dataset"])
-    if training["subset"]:
+    name = _TITLES.get(training.dataset, training.dataset)
+    if training.subset:
         name = f"a subset of {name}"
-    return box(f"Summary: preset {training['preset']['name']} on {name}", lines)
+    return box(f"Summary: preset {training.preset.name} on {name}", lines)
 
 
-def _training_lines(training: dict[str, Any]) -> list[str]:
-    history, minutes = training["history"], training["preset"]["training"]["train_minutes"]
+def _training_lines(training: TrainingReport) -> list[str]:
+    history, minutes = training.history, training.preset.training.train_minutes
     head = (
-        f"{training['trainable_parameters']:,} parameters, {training['train_examples']:,} images, "
+        f"{training.trainable_parameters:,} parameters, {training.train_examples:,} images, "
         f"{count(len(history), 'epoch')}"
     )
     if minutes:
@@ -81,33 +84,33 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
         + f"   {epoch['seconds']:.0f} s"
         for epoch in history
     ]
-    version = training["versions"][training["engine"]]
-    engine = f"trained with {_ENGINES[training['engine']]} {version} on {_device(training)}"
+    version = training.versions[training.engine]
+    engine = f"trained with {_ENGINES[training.engine]} {version} on {_device(training)}"
     shown = rows if len(rows) <= 6 else [*rows[:2], "...", *rows[-3:]]
     return [head, engine, *shown]
 
 
-def _device(training: dict[str, Any]) -> str:
-    device = "the CPU" if training["device"] == "cpu" else training["device"]
-    return device if training["devices"] == 1 else f"{training['devices']} x {device}"
+def _device(training: TrainingReport) -> str:
+    device = "the CPU" if training.device == "cpu" else training.device
+    return device if training.devices == 1 else f"{training.devices} x {device}"
 
 
-def _start_lines(run: Run, training: dict[str, Any]) -> list[str]:
+def _start_lines(run: Run, training: TrainingReport) -> list[str]:
     """From which model training has started, where that was asked for."""
     artifact = run.output("BaseModel", "baseline")
     if artifact is None:
         return []
-    base = training["base_model"]
+    base = training.base_model
     if base is None:
         return ["trained from scratch: no model was pushed yet to start from"]
-    epochs = count(base["epochs"], "epoch")
+    epochs = count(base.epochs, "epoch")
     return [
         f"started from version {artifact.custom_properties['version'].string_value}, after "
-        f"{epochs}: validation top-1 {base[f'val_{TOP_1}']:.3f}"
+        f"{epochs}: validation top-1 {base.val_top_1_accuracy:.3f}"
     ]
 
 
-def _search_lines(run: Run, training: dict[str, Any]) -> list[str]:
+def _search_lines(run: Run, training: TrainingReport) -> list[str]:
     """What the Tuner has found, where there is one."""
     artifact = run.output("Tuner", "tuner_results")
     if artifact is None:
@@ -116,14 +119,15 @@ def _search_lines(run: Run, training: dict[str, Any]) -> list[str]:
         trials: list[dict[str, Any]] = json.load(file)
     first, *_ = trials = sorted(trials, key=lambda trial: int(trial["trial_id"]))
     best = max(trials, key=lambda trial: trial["score"])  # of equal ones the first, as Tuner does
+    tuned = training.tuned or {}
     line = f"tuned in {len(trials)} trials: validation top-1 {best['score']:.3f}"
     if int(first["trial_id"]):  # the preset's own did not fit into memory
-        return [line, *(f"{name} {value:.3g}" for name, value in training["tuned"].items())]
+        return [line, *(f"{name} {value:.3g}" for name, value in tuned.items())]
     if best is first:
         return [f"{line} with the preset's own hyperparameters, and no other had more"]
     found = [
         f"{name} {value:.3g} (not {first[name]:.3g})"
-        for name, value in training["tuned"].items()
+        for name, value in tuned.items()
         if name in first  # the depth of the model it was started from was found by another search
     ]
     return [f"{line}, where the preset's own hyperparameters gave {first['score']:.3f}", *found]
@@ -286,7 +290,7 @@ def rejection_reasons(validation: Any) -> list[str]:
     return reasons
 
 
-def _next_lines(run: Run, training: dict[str, Any]) -> list[str]:
+def _next_lines(run: Run, training: TrainingReport) -> list[str]:
     pushed = _output(run, "Pusher", "pushed_model").custom_properties
     destination = pushed["pushed_destination"].string_value
     logs = _output(run, "Trainer", "model_run").uri
@@ -295,12 +299,12 @@ def _next_lines(run: Run, training: dict[str, Any]) -> list[str]:
         base = os.path.dirname(destination)
         lines.append(f"  classify images   .venv/bin/vit-predict --model {_short(base)} IMAGE...")
     lines.append(f"  see the training  .venv/bin/tensorboard --logdir {_short(logs)}")
-    preset = training["preset"]
-    full, asked = presets.get_preset(preset["name"]).training.epochs, preset["training"]
-    if asked["train_minutes"]:
-        longer = 4 * asked["train_minutes"]
+    asked = training.preset.training
+    full = presets.get_preset(training.preset.name).training.epochs
+    if asked.train_minutes:
+        longer = 4 * asked.train_minutes
         lines.append(f"  train longer      the same command with --train_minutes {longer:g}")
-    elif asked["epochs"] < full:
+    elif asked.epochs < full:
         lines.append(f"  train longer      the same command with --epochs {full}")
     return lines
 

@@ -57,6 +57,7 @@ def fit(preset: Preset, inputs: Inputs, checkpoints: str | None = None) -> Train
             mean.tolist(),
             variance.tolist(),
             os.path.abspath(checkpoints or os.path.join(path, "checkpoints")),
+            inputs.other_classes,
         )
         folder = Folder(path)
         for name, (images, labels) in zip(SPLITS, (inputs.train_split, inputs.validation_split)):

@@ -11,6 +11,8 @@ from keras import ops
 
 # Of the quintic iteration, from the source: steep at 0, and not quite settling at 1.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+# In the paths of the classifier's variables, which are new where the classes are others.
+CLASSIFIER = "logits"
 
 
 @keras.saving.register_keras_serializable(package="vit")
@@ -41,6 +43,7 @@ class Muon(keras.optimizers.Optimizer):
         adam_beta_1: Adam's β₁.
         adam_beta_2: Adam's β₂.
         epsilon: Adam's ε.
+        base_ratio: Factor of the learning rate of all variables but the classifier's.
         name: The optimizer's.
         **kwargs: `keras.optimizers.Optimizer` arguments.
     """
@@ -57,6 +60,7 @@ class Muon(keras.optimizers.Optimizer):
         adam_beta_1: float = 0.9,
         adam_beta_2: float = 0.999,
         epsilon: float = 1e-7,
+        base_ratio: float = 1.0,
         name: str = "muon",
         **kwargs: Any,
     ) -> None:
@@ -70,6 +74,7 @@ class Muon(keras.optimizers.Optimizer):
         self.adam_beta_1 = adam_beta_1
         self.adam_beta_2 = adam_beta_2
         self.epsilon = epsilon
+        self.base_ratio = base_ratio
 
     def build(self, variables: list[Any]) -> None:
         """Creates a momentum for each variable, and a velocity for those of Adam."""
@@ -91,6 +96,8 @@ class Muon(keras.optimizers.Optimizer):
         index = self._get_variable_index(variable)
         # With TensorFlow, `variable` is not Keras's, which alone has a path.
         reference = self._trainable_variables[index]
+        if CLASSIFIER not in reference.path:
+            learning_rate = learning_rate * self.base_ratio
         if self.is_adams(reference):
             self._adam_step(gradient, variable, index, learning_rate)
             return
@@ -180,4 +187,5 @@ class Muon(keras.optimizers.Optimizer):
             "adam_beta_1": self.adam_beta_1,
             "adam_beta_2": self.adam_beta_2,
             "epsilon": self.epsilon,
+            "base_ratio": self.base_ratio,
         }

@@ -181,6 +181,13 @@ class Training:
     learning_rate: float = Field(
         gt=0, description="Its peak; with Muon that of matrices (`trainer.muon`)."
     )
+    base_rate_ratio: float = Field(
+        default=0.3,
+        ge=0,
+        le=1000,
+        description="With --warm_start from a model of other classes, the learning rate of what "
+        "was taken from it, in units of that of the new classifier.",
+    )
     weight_decay: float = Field(
         ge=0, description="Decoupled, times the learning rate (but see `decay_matrices_only`)."
     )
@@ -233,6 +240,11 @@ class Training:
     )
     head_dropout_rate: Share = Field(
         default=0.0, description="Before the classifier, and after its hidden layers."
+    )
+    balance: bool = Field(
+        default=False,
+        description="An example counts the more in the loss, the fewer its class has in the train "
+        "split; 1 on average.",
     )
     mixed_precision: bool = Field(
         default=False,

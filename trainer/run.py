@@ -25,6 +25,7 @@ from trainer import (
     hyperparameters,
     jax_engine,
     known_answers,
+    losses,
     precision,
     presets,
     warm_start,
@@ -84,6 +85,11 @@ class Inputs(NamedTuple):
     def train_examples(self) -> int:
         """Images of the train split."""
         return len(self.train_split.labels)
+
+    @property
+    def other_classes(self) -> bool:
+        """Whether the model to start from knows other classes than the data."""
+        return self.base is not None and self.base.has_other_classes(self.card)
 
     def steps(self, preset: Preset) -> int:
         """Steps of an epoch."""
@@ -201,9 +207,10 @@ def _evaluated_start(
     metrics = network.evaluate(inputs.validation, verbose=0, return_dict=True)
     accuracy = round(metrics["top_1_accuracy"], 6)
     epochs = base.report.epochs
+    what = "all but the classifier of " if inputs.other_classes else ""
     print(
-        f"  starting from the model pushed last: {epochs} epoch{'s' if epochs > 1 else ''} of "
-        f"training, validation top-1 {accuracy:.4f}",
+        f"  starting from {what}the model pushed last: {epochs} epoch{'s' if epochs > 1 else ''} "
+        f"of training, validation top-1 {accuracy:.4f}",
         flush=True,
     )
     return reports.Start(epochs, accuracy)
@@ -298,8 +305,16 @@ def build_network(preset: Preset, inputs: Inputs) -> keras.Model:
         card = inputs.card
         network = model.build_model(preset, card.shape, card.num_classes, seed=inputs.seed)
         if inputs.base:
-            warm_start.load_weights(network, inputs.base)
-        compile_network(network, preset, steps_per_epoch=inputs.steps(preset))
+            warm_start.load_weights(network, inputs.base, card)
+        weights = losses.class_weights(inputs.train_split.labels, card.num_classes)
+        steps = inputs.steps(preset)
+        compile_network(
+            network,
+            preset,
+            steps_per_epoch=steps,
+            class_weights=weights,
+            other_classes=inputs.other_classes,
+        )
     return network
 
 

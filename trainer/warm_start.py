@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 from typing import Any
 
 import keras
@@ -64,7 +63,7 @@ class BaseModel:
           The preset, with this model's number of blocks if a Tuner has chosen that for it.
 
         Raises:
-          WarmStartError: The architecture is another one, or the classes are.
+          WarmStartError: The architecture is another one.
         """
         theirs = self.report.preset
         if theirs.name == preset.name:
@@ -83,18 +82,11 @@ class BaseModel:
                 f"which is of preset {theirs.name!r}: {'; '.join(differences)}. Train that "
                 "preset (--preset), or from scratch (without --warm_start)."
             )
-        names, here = self.card.classes, card.classes
-        if names != here:
-            pairs = itertools.zip_longest(names, here)
-            index, (there, found) = next(
-                (index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]
-            )
-            raise WarmStartError(
-                f"training cannot start from the model pushed last, which knows other classes than "
-                f"the data: {len(names)} there and {len(here)} here, and class {index} is "
-                f"{there!r} there and {found!r} here. Train from scratch (without --warm_start)."
-            )
         return preset
+
+    def has_other_classes(self, card: DataCard) -> bool:
+        """Whether its classifier is of no use for some data."""
+        return self.card.classes != card.classes
 
 
 def read_base_model(folder: str | None) -> BaseModel | None:
@@ -133,25 +125,25 @@ def read_base_model(folder: str | None) -> BaseModel | None:
         ) from error
 
 
-def load_weights(network: keras.Model, base: BaseModel) -> None:
-    """Gives a network the weights of a model.
+def load_weights(network: keras.Model, base: BaseModel, card: DataCard) -> None:
+    """Gives a network the weights of a model; its classifier's only where the classes are the same.
 
     Args:
       network: Of the same architecture (see `BaseModel.adapt`).
       base: The model.
+      card: What is to be trained on.
 
     Raises:
       WarmStartError: They do not fit: the code behind an architecture has changed.
     """
     arrays = weights.unpack(base.packed_weights())
-    theirs, ours = ([tuple(x.shape) for x in each] for each in (arrays, network.weights))
-    if theirs != ours:
+    try:
+        weights.load(network, arrays, classifier=not base.has_other_classes(card))
+    except ValueError as error:
         raise WarmStartError(
-            f"the weights of the model pushed last ({base.weights}) do not fit: it has "
-            f"{len(theirs)} of them, the model here {len(ours)}, or of other shapes. The code has "
-            "changed since; train once from scratch (without --warm_start)."
-        )
-    network.set_weights(arrays)
+            f"the weights of the model pushed last ({base.weights}) do not fit: {error}. The code "
+            "has changed since; train once from scratch (without --warm_start)."
+        ) from error
 
 
 def _read(path: str) -> str:

@@ -27,9 +27,13 @@ def test_every_knob_has_a_flag_that_sets_it():
     }  # fmt: skip
     flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
     flags += ["--set", "training.warmup=0", "--set", "augmentation.cutmix=1"]
-    switches = ["--no_cache", "--warm_start", "--keep_duplicates"]
+    switches = ["--no_cache", "--warm_start", "--keep_duplicates", "--balance"]
     expected = {**values, "cache": False, "warm_start": True, "keep_duplicates": True}
-    expected |= {"epochs": None, "set": ("training.warmup=0", "augmentation.cutmix=1")}
+    expected |= {
+        "epochs": None,
+        "balance": True,
+        "set": ("training.warmup=0", "augmentation.cutmix=1"),
+    }
     assert dataclasses.asdict(parse_args([*flags, *switches])) == expected
     assert parse_args(["--epochs", "3"]) == PipelineConfig(epochs=3)
 

@@ -98,6 +98,14 @@ def test_reads_one_file_in_its_order(tmp_path: Path, images: np.ndarray, labels:
     assert read_examples([str(tmp_path / "*")])[1].tolist() == labels.tolist()[::-1]
 
 
+def test_a_folder_is_taken_by_its_name_whatever_characters_it_has(
+    tmp_path: Path, images: np.ndarray, labels: np.ndarray
+):
+    write_examples(tmp_path / "photos [ab]" / "data.gz", images[:3], labels[:3])
+    write_examples(tmp_path / "photos a" / "data.gz", images[3:], labels[3:])
+    assert read_examples([str(tmp_path / "photos [ab]" / "*")])[1].tolist() == [0, 1, 2]
+
+
 def test_a_split_without_examples_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no examples in .*/Split-train/\*"):
         read_examples([str(tmp_path / "Split-train" / "*")])

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from tests.support.networks import build_model
-from trainer.losses import SmoothedCrossentropy, TopKAccuracy, build_loss, build_metrics
+from trainer.losses import (
+    SmoothedCrossentropy,
+    TopKAccuracy,
+    build_loss,
+    build_metrics,
+    class_weights,
+)
 from trainer.optimizer import build_optimizer
 from trainer.preset import replace
 from trainer.presets import get_preset
@@ -21,7 +27,7 @@ def _learning_rate(optimizer: keras.optimizers.Optimizer, step: int) -> float:
 
 def test_notebook_is_adamw_at_a_constant_rate() -> None:
     optimizer = build_optimizer(get_preset("notebook").training, steps_per_epoch=176)
-    assert type(optimizer) is keras.optimizers.AdamW
+    assert isinstance(optimizer, keras.optimizers.AdamW)
     assert optimizer.weight_decay == 1e-3
     assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.9, 0.999, 1e-7)
     rates = [_learning_rate(optimizer, step) for step in (0, 1760, 3520)]
@@ -126,6 +132,26 @@ def test_smoothed_loss_is_that_of_smoothed_one_hot_labels() -> None:
     assert type(build_loss(get_preset("notebook"))) is keras.losses.SparseCategoricalCrossentropy
 
 
+def test_balanced_classes_count_alike() -> None:
+    labels = np.array([0] * 6 + [1] * 3 + [3])
+    weights = class_weights(labels, 4)
+    assert weights == pytest.approx([10 / 18, 10 / 9, 0.0, 10 / 3])
+    assert np.mean(np.take(weights, labels)) == pytest.approx(1.0)
+    logits = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
+    each = keras.ops.convert_to_numpy(plain(labels, logits))
+    balanced = build_loss(replace(get_preset("tiny"), balance=True), weights)
+    # The mean of the classes' means.
+    of_classes = [each[labels == label].mean() for label in (0, 1, 3)]
+    assert float(balanced(labels, logits)) == pytest.approx(np.mean(of_classes), rel=1e-5)
+    one_hot = np.eye(4, dtype=np.float32)[labels]
+    assert float(balanced(one_hot, logits)) == pytest.approx(np.mean(of_classes), rel=1e-5)
+    copy = keras.losses.deserialize(keras.losses.serialize(balanced))
+    assert float(copy(labels, logits)) == pytest.approx(np.mean(of_classes), rel=1e-5)
+    unbalanced = build_loss(get_preset("tiny"), weights)
+    assert float(unbalanced(labels, logits)) == pytest.approx(each.mean(), rel=1e-5)
+
+
 MIXING = replace(get_preset("compact"), mixup=0.8)
 
 
@@ -155,6 +181,10 @@ def test_metrics_take_integers_and_probabilities() -> None:
                 metric.reset_state()
                 metric.update_state(mixed.astype(np.float32), logits)
                 assert float(metric.result()) == expected
+    # Of fewer classes than five, all are among the best.
+    for metric, expected in zip(build_metrics(MIXING, 3), (0.5, 1.0), strict=True):
+        metric.update_state(np.array([2, 0]), logits[:2, :3])
+        assert float(metric.result()) == expected
     copy = keras.metrics.deserialize(keras.metrics.serialize(TopKAccuracy(5, "five")))
     copy.update_state(labels, logits)
     assert (copy.name, float(copy.result())) == ("five", 0.75)

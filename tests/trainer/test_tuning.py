@@ -180,6 +180,24 @@ def test_an_interrupted_search_goes_on_after_its_finished_trials(search: Search)
     assert search.left == []
 
 
+def test_a_tie_goes_to_the_preset_s_own_resumed_or_not():
+    oracle = tuning._Oracle(
+        objective=tuning.OBJECTIVE,
+        max_trials=3,
+        hyperparameters=tuning.search_space(TINY, fixed_architecture=True),
+        seed=1,
+    )
+    for score in (0.5, 0.25, 0.5):
+        trial = oracle.create_trial("tuner0")
+        oracle.update_trial(trial.trial_id, {tuning.OBJECTIVE.name: score})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+    for order in ("012", "210", "102"):  # after an interruption, that of the file system
+        oracle.trials = {number: oracle.trials[number] for number in order}
+        best = oracle.get_best_trials(3)
+        assert [trial.trial_id for trial in best] == ["0", "2", "1"]
+
+
 def test_training_takes_what_was_found(search: Search, inputs: Inputs, tmp_path: Path):
     values = {
         "learning_rate": 3e-3,

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from keras import ops
 
+from dataset.card import CARD_FILE, from_json
 from tests.support.cards import make_card
 from tests.support.networks import build_model
 from tests.trainer.training import Inputs, report, train
 from trainer import export, warm_start
 from trainer import weights as packed_weights
+from trainer.optimizer import build_optimizer
 from trainer.preset import Preset, replace
 from trainer.presets import PRESETS, get_preset
 from trainer.report import REPORT_FILE, Normalization, TrainingReport
@@ -95,12 +98,50 @@ def test_another_architecture_is_refused_by_both_names_and_values():
     assert "epochs" not in text
 
 
-def test_other_classes_are_refused():
-    card = make_card(["apple", "bear", "cat"])
-    with pytest.raises(WarmStartError, match="class 2 is 'camel' there and 'cat' here"):
-        base_model(TINY).adapt(TINY, card)
-    with pytest.raises(WarmStartError, match="2 here, and class 2 is 'camel' there and None"):
-        base_model(TINY).adapt(TINY, make_card(["apple", "bear"]))
+def test_other_classes_have_a_new_classifier_alone(
+    finished: Path, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    exported = shutil.copytree(finished / "model" / "Format-Serving", tmp_path / "pushed")
+    path = exported / "assets.extra" / CARD_FILE
+    card = from_json(path.read_text(), "it")
+    path.write_text(dataclasses.replace(card, classes=(*card.classes[:-1], "other")).to_json())
+    # A learning rate that moves nothing.
+    result = train(inputs, tmp_path, base_model=exported, epochs=1, learning_rate=1e-12)
+    assert (
+        "starting from all but the classifier of the model pushed last" in capsys.readouterr().out
+    )
+    assert result["base_model"]["epochs"] == 2
+    after = tmp_path / "model" / "Format-Serving" / "assets.extra" / export.WEIGHTS_FILE
+    with (
+        np.load(exported / "assets.extra" / export.WEIGHTS_FILE) as theirs,
+        np.load(after) as ours,
+    ):
+        new = {name for name in theirs if np.abs(ours[name] - theirs[name]).max() > 1e-6}
+    assert {name.partition("/")[2] for name in new} == {"logits/kernel", "logits/bias"}
+
+
+@pytest.mark.parametrize("preset", [TINY, COMPACT], ids=lambda preset: preset.name)
+def test_what_was_taken_over_has_a_learning_rate_of_its_own(preset: Preset):
+    preset = replace(
+        preset,
+        weight_decay=0.0,
+        learning_rate_schedule="constant",
+        warmup=0.0,
+        base_rate_ratio=0.25,
+        transformer_layers=1,
+    )
+    moved = []
+    for other_classes in (False, True):
+        network = build_model(preset, num_classes=3, seed=0)
+        optimizer = build_optimizer(preset.training, steps_per_epoch=1, other_classes=other_classes)
+        before = [variable.numpy() for variable in network.trainable_variables]
+        gradients = [np.full(b.shape, 0.1, np.float32) for b in before]
+        optimizer.apply([ops.convert_to_tensor(g) for g in gradients], network.trainable_variables)
+        moved.append([v.numpy() - b for v, b in zip(network.trainable_variables, before)])
+    for variable, whole, part in zip(network.trainable_variables, *moved, strict=True):
+        ratio = 1.0 if "logits" in variable.path else 0.25
+        np.testing.assert_allclose(part, ratio * whole, atol=2e-6)
+        assert np.abs(whole).max() > 1e-5
 
 
 def test_images_of_another_size_are_refused_where_the_network_does_not_resize_them():
@@ -146,7 +187,7 @@ def test_architecture_is_all_that_weights_and_outputs_depend_on(
     first, second = (build_model(each, seed=n) for n, each in enumerate((preset, same)))
     weights = tmp_path / export.WEIGHTS_FILE
     weights.write_bytes(packed_weights.pack(first))
-    warm_start.load_weights(second, BaseModel(str(weights), None, None))
+    warm_start.load_weights(second, BaseModel(str(weights), None, CLASSES), CLASSES)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("f4")
     outputs = [each(images, training=False) for each in (first, second)]
     np.testing.assert_allclose(*outputs, atol=1e-5)
@@ -156,5 +197,7 @@ def test_weights_that_do_not_fit(tmp_path: Path):
     weights = tmp_path / export.WEIGHTS_FILE
     weights.write_bytes(packed_weights.pack(build_model(TINY)))
     deeper = build_model(replace(TINY, transformer_layers=3))
-    with pytest.raises(WarmStartError, match=r"do not fit: it has \d+ of them"):
-        warm_start.load_weights(deeper, BaseModel(str(weights), None, None))
+    with pytest.raises(
+        WarmStartError, match=r"do not fit: there are \d+ weights, the network has \d+"
+    ):
+        warm_start.load_weights(deeper, BaseModel(str(weights), None, CLASSES), CLASSES)

@@ -270,7 +270,8 @@ class BatchNormBlock(keras.layers.Layer):
         depthwise_convolution: Whether the hidden layer's neighbours are mixed by a 3 x 3
             convolution of each channel (Lu et al., "Bridging the Gap Between Vision Transformers
             and Convolutional Neural Networks on Small Datasets", https://arxiv.org/abs/2210.05958,
-            section 3.3). The tokens are then those of a square grid, row by row.
+            section 3.3). The tokens are then those of a grid, row by row.
+        grid_height: Rows of that grid; None: it is square.
         **kwargs: `keras.layers.Layer` arguments.
     """
 
@@ -280,10 +281,12 @@ class BatchNormBlock(keras.layers.Layer):
         key_dim: int,
         mlp_dim: int,
         depthwise_convolution: bool = False,
+        grid_height: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.depthwise_convolution = depthwise_convolution
+        self.grid_height = grid_height
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.mlp_dim = mlp_dim
@@ -320,7 +323,7 @@ class BatchNormBlock(keras.layers.Layer):
         rows = ops.reshape(self.mlp_norm(x, training=training), (-1, width))
         hidden = ops.matmul(rows, self.mlp_kernel) + self.mlp_bias  # (B x N, mlp_dim)
         if self.depthwise_convolution:
-            hidden = mix_neighbours(hidden, self.depthwise_kernel, tokens)
+            hidden = mix_neighbours(hidden, self.depthwise_kernel, tokens, self.grid_height)
         hidden = ops.matmul(ops.relu(hidden), self.mlp_output_kernel)  # (B x N, D)
         return x + ops.reshape(hidden, (-1, tokens, width))
 
@@ -336,29 +339,32 @@ class BatchNormBlock(keras.layers.Layer):
             "key_dim": self.key_dim,
             "mlp_dim": self.mlp_dim,
             "depthwise_convolution": self.depthwise_convolution,
+            "grid_height": self.grid_height,
         }
 
 
-def mix_neighbours(rows: Any, kernel: Any, tokens: int) -> Any:
+def mix_neighbours(rows: Any, kernel: Any, tokens: int, height: int | None = None) -> Any:
     """Adds a 3 x 3 convolution of each channel, with zeros around the grid.
 
     Args:
-        rows: [B x N, C], the tokens of a square grid, row by row.
+        rows: [B x N, C], the tokens of a grid, row by row.
         kernel: [3, 3, C, 1], in the dtype of the rows.
         tokens: N.
+        height: Rows of the grid; None: it is square.
 
     Returns:
         [B x N, C].
     """
-    side, channels = math.isqrt(tokens), rows.shape[-1]
-    grid = ops.reshape(rows, (-1, side, side, channels))
+    height, channels = height or math.isqrt(tokens), rows.shape[-1]
+    width = tokens // height
+    grid = ops.reshape(rows, (-1, height, width, channels))
     if keras.config.backend() == "jax":
         # One elementwise kernel on a GPU, where cuDNN's convolution of single channels is slow.
         padded = ops.pad(grid, ((0, 0), (1, 1), (1, 1), (0, 0)))
         mixed = grid
         for row in range(3):
             for column in range(3):
-                shifted = padded[:, row : row + side, column : column + side]
+                shifted = padded[:, row : row + height, column : column + width]
                 mixed = mixed + shifted * kernel[row, column, :, 0]
     else:
         mixed = grid + ops.depthwise_conv(grid, kernel, padding="same")

@@ -219,7 +219,7 @@ class _FrozenBatchNormBlock(_Frozen):
             }
         super().__init__(constants, dtype=block.dtype_policy, name=block.name)
         self._heads, self._key_dim = block.num_heads, block.key_dim
-        self._depthwise = block.depthwise_convolution
+        self._depthwise, self._height = block.depthwise_convolution, block.grid_height
 
     def call(self, x: Any) -> Any:
         """Tokens [B, N, D] to tokens [B, N, D]."""
@@ -230,7 +230,7 @@ class _FrozenBatchNormBlock(_Frozen):
         x = x + ops.matmul(mixed, self.output_kernel)
         hidden = ops.matmul(x, self.mlp_kernel) + self.mlp_bias
         if self._depthwise:
-            hidden = mix_neighbours(hidden, self.depthwise_kernel, tokens)
+            hidden = mix_neighbours(hidden, self.depthwise_kernel, tokens, self._height)
         x = x + ops.matmul(ops.relu(hidden), self.mlp_output_kernel)
         return ops.reshape(x, (-1, tokens, width))
 

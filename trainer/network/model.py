@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,7 @@ from trainer.network.fast_layers import (
     MergedProjections,
 )
 from trainer.network.layers import MLP, PatchEmbedding, Patches, TransformerBlock, training_only
-from trainer.preset import Preset
+from trainer.preset import Architecture, Preset
 
 
 def build_model(
@@ -76,7 +77,7 @@ def _build(preset: Preset, shape: tuple[int, ...], num_classes: int, plain: bool
         x = _embed_plainly(preset, image)  # (B, N, D)
     else:
         x = _embed(preset, image)  # (B, N, D)
-    x = _encode(preset, x, plain)  # (B, N, D)
+    x = _encode(preset, x, shape[0], plain)  # (B, N, D)
     if architecture.block == "batch_norm":
         x = FusedBatchNormalization(name="norm")(x)
     else:
@@ -99,11 +100,13 @@ def _build(preset: Preset, shape: tuple[int, ...], num_classes: int, plain: bool
     return network
 
 
-def _encode(preset: Preset, x: keras.KerasTensor, plain: bool) -> keras.KerasTensor:
+def _encode(
+    preset: Preset, x: keras.KerasTensor, image_height: int, plain: bool
+) -> keras.KerasTensor:
     """The blocks, one after the other: tokens [B, N, D] to tokens [B, N, D]."""
     blocks = []
     for index in range(preset.architecture.transformer_layers):
-        blocks.append(_block(preset, index, plain))
+        blocks.append(_block(preset, index, image_height, plain))
         blocks[-1].build(x.shape)  # in turn, as each draws seeds for its weights
     if keras.config.backend() != "jax" or not isinstance(blocks[0], FusedTransformerBlock):
         for block in blocks:
@@ -118,7 +121,17 @@ def _encode(preset: Preset, x: keras.KerasTensor, plain: bool) -> keras.KerasTen
     return x if mask is None else FewerTokens(tokens, name="fewer_tokens")(x)
 
 
-def _block(preset: Preset, index: int, plain: bool) -> keras.layers.Layer:
+def _grid_height(architecture: Architecture, image_height: int) -> int | None:
+    """Rows of tokens, where blocks have to know it."""
+    if not architecture.depthwise_convolution:
+        return None
+    side = architecture.resize or image_height
+    if architecture.embedding == "convolutions":
+        return math.ceil(side / 2 ** (len(architecture.tokenizer_filters) - 1))
+    return side // architecture.patch_size
+
+
+def _block(preset: Preset, index: int, image_height: int, plain: bool) -> keras.layers.Layer:
     name, architecture = f"block_{index}", preset.architecture
     if architecture.block == "batch_norm":
         return BatchNormBlock(
@@ -126,6 +139,7 @@ def _block(preset: Preset, index: int, plain: bool) -> keras.layers.Layer:
             architecture.key_dim,
             architecture.transformer_units[0],
             architecture.depthwise_convolution,
+            _grid_height(architecture, image_height),
             name=name,
         )
     options: dict[str, Any] = {

@@ -31,6 +31,7 @@ class Job:
       mean: Of each channel, in units of pixel values.
       variance: Of each channel, in squared pixel values.
       checkpoints: Folder of this training's checkpoints; it goes on from these.
+      other_classes: Whether the weights to start from are of a model of other classes.
     """
 
     preset: Preset
@@ -39,6 +40,7 @@ class Job:
     mean: list[float]
     variance: list[float]
     checkpoints: str
+    other_classes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

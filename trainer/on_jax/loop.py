@@ -49,6 +49,7 @@ def run(folder: Folder) -> None:
             mean=job.mean,
             variance=job.variance,
             weights=None if start is None else weights.unpack(start),
+            other_classes=job.other_classes,
         )
         history = fit(training, validation, job.checkpoints)
     devices = jax.local_devices()

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from trainer.muon import Muon
+from trainer.muon import CLASSIFIER, Muon
 
 # What a batch of matrices costs however small they are (five iterations of five kernels), in
 # multiply-accumulates that a GPU does in that time: of more than that zeros are not worth it.
@@ -129,6 +129,8 @@ class Packing:
             name = "decayed" if self.plain._use_weight_decay(variable) else "undecayed"
             if isinstance(self.plain, Muon) and not self.plain.is_adams(variable):
                 name += "_matrices"
+            if self.plain.base_ratio != 1 and CLASSIFIER in variable.path:
+                name += f"_{CLASSIFIER}"
             members[name].append(index)
         return [Group(name, indices) for name, indices in members.items()]
 

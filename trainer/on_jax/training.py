@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trainer import losses, precision, schedule
+from trainer import weights as packed
 from trainer.draws import epoch_draws
 from trainer.network.mixing import Mixing
 from trainer.network.model import build_model
@@ -112,6 +113,7 @@ class Training:
       mean: Of each channel, in units of pixel values, [3].
       variance: Of each channel, in squared pixel values, [3].
       weights: To start from, in the order of the network's; None for random ones.
+      other_classes: Whether they are of a model of other classes, whose classifier is not taken.
       plain: See `trainer.network.model.build_model`.
 
     Attributes:
@@ -133,6 +135,7 @@ class Training:
         mean: Any,
         variance: Any,
         weights: Sequence[np.ndarray] | None = None,
+        other_classes: bool = False,
         plain: bool = False,
     ):
         devices = jax.local_devices()
@@ -152,16 +155,18 @@ class Training:
             shape = train.images.shape[1:]
             self.network = build_model(preset, shape, num_classes, seed=seed, plain=plain)
             if weights is not None:
-                self.network.set_weights(weights)
-            self.loss = losses.build_loss(preset)
-            optimizer = build_optimizer(preset.training, steps_per_epoch=self.steps)
+                packed.load(self.network, weights, classifier=not other_classes)
+            weights_of_classes = losses.class_weights(train.labels, num_classes)
+            self.loss = losses.build_loss(preset, weights_of_classes)
+            build = functools.partial(build_optimizer, preset.training, other_classes=other_classes)
+            optimizer = build(steps_per_epoch=self.steps)
             # So that Keras saves the optimizer's state beside the weights.
             self.network.compile(optimizer, self.loss)
             optimizer.build(self.network.trainable_variables)
             self._packing = Packing(
                 self.network,
                 optimizer,
-                functools.partial(build_optimizer, preset.training, steps_per_epoch=None),
+                functools.partial(build, steps_per_epoch=None),
             )
             self._mixing = (
                 Mixing(preset.augmentation, num_classes)

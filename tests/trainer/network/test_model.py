@@ -15,7 +15,7 @@ from keras import layers, ops
 from tests.support.networks import build_model
 from trainer.network.compact_layers import FusedBatchNormalization
 from trainer.network.inference import for_inference
-from trainer.optimizer import build_optimizer
+from trainer.optimizer import build_optimizer, compile_network
 from trainer.preset import replace
 from trainer.presets import PRESETS, get_preset
 
@@ -271,6 +271,51 @@ def test_convolutional_tokens_are_the_same_plain_reloaded_and_for_inference(
     reloaded = keras.models.load_model(tmp_path / "model.keras")
     for other in (plain, reloaded, for_inference(model)):
         np.testing.assert_allclose(_logits(other), expected, atol=1e-5)
+
+
+SMALL = {
+    "patches": replace(STILL, projection_dim=8, key_dim=4, transformer_units=(8,), batch_size=8),
+    "resized patches": replace(
+        STILL, resize=64, patch_size=16, projection_dim=8, key_dim=8, transformer_units=(8,)
+    ),
+    "convolutions": replace(
+        get_preset("compact_wide"),
+        projection_dim=8,
+        num_heads=2,
+        key_dim=4,
+        transformer_layers=1,
+        transformer_units=(8, 8),
+        tokenizer_filters=(4, 4, 8),
+        tokenizer_residual_pairs=(),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (48, 48, 3), (64, 96, 3)], ids=str)
+@pytest.mark.parametrize("name", SMALL)
+def test_each_architecture_trains_and_infers_at_every_size(
+    name: str, shape: tuple[int, int, int]
+) -> None:
+    preset = SMALL[name]
+    draw = np.random.default_rng(0)
+    images, labels = draw.normal(size=(8, *shape)).astype(np.float32), np.arange(8) % 3
+    model = build_model(preset, num_classes=3, input_shape=shape, seed=0)
+    compile_network(model, replace(preset, mixup=0.0, cutmix=0.0), steps_per_epoch=1)
+    before = model.evaluate(images, labels, verbose=0, return_dict=True)
+    for _ in range(3):
+        model.train_on_batch(images, labels)
+    after = model.evaluate(images, labels, verbose=0, return_dict=True)
+    assert np.isfinite(after["loss"]) and after["loss"] != before["loss"]
+    assert after["top_5_accuracy"] == 1.0  # of three classes
+    logits = model(images, training=False)
+    served = for_inference(model)(images, training=False)
+    np.testing.assert_allclose(served, logits, atol=1e-4)
+
+
+def test_a_patch_size_that_does_not_divide_the_images_is_refused() -> None:
+    for plain in (True, False):
+        with pytest.raises(ValueError, match=r"36 x 32 pixels cannot be cut .* patch_size 8"):
+            build_model(TINY, num_classes=3, input_shape=(36, 32, 3), plain=plain)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
