@@ -53,13 +53,14 @@ def run_example_gen(folder: str, output: str) -> Callable[[], object]:
 
     from components.example_gen.component import ImageExampleGen
     from components.example_gen.executor import Executor
-    from pipeline.execution import beam_arguments
 
     component = ImageExampleGen(folder, dataset_name="benchmark", content_fingerprint="none")
     examples = standard_artifacts.Examples()
     examples.uri = output
     context = BaseBeamExecutor.Context(
-        beam_pipeline_args=beam_arguments(workers=1), tmp_dir=f"{output}.tmp", unique_id="1"
+        beam_pipeline_args=["--direct_running_mode=in_memory", "--direct_num_workers=1"],
+        tmp_dir=f"{output}.tmp",
+        unique_id="1",
     )
     executor = Executor(context)
     return lambda: executor.Do({}, {"examples": [examples]}, dict(component.exec_properties))
@@ -87,7 +88,7 @@ def measure_in_process(part: str, folder: Path, output: Path) -> dict[str, float
     command = [sys.executable, __file__, "--part", part, "--folder", folder, "--output", output]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
-        list(map(str, command)), check=True, capture_output=True, text=True, env=environment
+        list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True, env=environment
     )
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
