@@ -55,7 +55,9 @@ def _local_copy(config: KubeflowConfig) -> Dataset | None:
     """What the data are, where there is a copy of them on this machine."""
     if config.fingerprint_of is None:
         return None
-    dataset = locate(config.fingerprint_of, Path(config.work_dir), download=False)
+    dataset = locate(
+        config.fingerprint_of, Path(config.work_dir), config.source_options(), download=False
+    )
     if dataset.name != config.dataset_name:
         raise ConfigError(
             f"--dataset_name is {config.dataset_name!r}, and --fingerprint_of is the data set "
