@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -32,7 +31,7 @@ from tests.support.cards import SYNTHETIC_CARD, make_card
 from tests.support.networks import build_model
 from trainer import export, preprocessing
 from trainer.images import decode_image
-from trainer.preset import Preset
+from trainer.preset import Preset, replace
 from trainer.presets import PRESETS, get_preset
 
 EXTRA = {"training.json": json.dumps({"history": [{"loss": 4.5}]})}
@@ -405,7 +404,7 @@ def test_what_an_interrupted_export_left_does_not_survive(
     )
 
 
-AUGMENTED = dataclasses.replace(
+AUGMENTED = replace(
     get_preset("compact"), random_rotation=0.02, random_zoom=0.2, head_dropout_rate=0.1
 )
 
@@ -414,7 +413,7 @@ AUGMENTED = dataclasses.replace(
 def test_nothing_for_training_alone_is_served(
     preset: Preset, transform_output: tft.TFTransformOutput, tmp_path: Path
 ):
-    network = build_model(dataclasses.replace(preset, transformer_layers=1), seed=0)
+    network = build_model(replace(preset, transformer_layers=1), seed=0)
     assert any("seed" in variable.path for variable in network.variables)
     export.export_model(network, transform_output, SYNTHETIC_CARD, str(tmp_path / "model"), EXTRA)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from tests.support.cards import make_card
 from tests.support.examples import example, examples_artifact
 from tests.support.networks import build_model
 from trainer.network import inference
+from trainer.preset import replace
 from trainer.presets import PRESETS, get_preset
 
 CLASSES = 5
@@ -203,7 +203,7 @@ def test_onnx_as_the_readme_calls_it(exports: Path, expected: np.ndarray):
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_onnx_of_every_preset(preset: str, tmp_path: Path):
-    small = dataclasses.replace(get_preset(preset), transformer_layers=1)
+    small = replace(get_preset(preset), transformer_layers=1)
     network = build_model(small, num_classes=CLASSES, seed=0)
     served = Served(inference.for_inference(network))
     tf.saved_model.save(served, str(tmp_path), signatures={"serving_default": served.images})
@@ -293,7 +293,9 @@ def test_what_cannot_be_converted(tmp_path: Path, model: types.Artifact, example
 
 
 def test_formats():
-    assert formats.parse("") == formats.parse(" , ") == ()
+    for text in ("", " , ", "onnx,,tflite"):
+        with pytest.raises(ValueError, match=r"^a name is missing: there are tflite, onnx$"):
+            formats.parse(text)
     assert formats.parse("onnx, tflite,onnx") == ("tflite", "onnx")
     with pytest.raises(ValueError, match=r"^'int8' is no format: there are tflite, onnx$"):
         formats.parse("tflite,int8")
