@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import shutil
 import socket
@@ -40,7 +41,7 @@ class _Network(tf.Module):
 
     def __init__(self) -> None:
         sizes = [3072, *[64] * 60, 10]
-        shapes = zip(sizes[:-1], sizes[1:])
+        shapes = itertools.pairwise(sizes)
         self.weights = [tf.Variable(tf.random.normal(shape, stddev=0.1)) for shape in shapes]
 
     @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 3], tf.uint8, name="images")])

@@ -28,7 +28,7 @@ class _Body:
         self.pieces: list[bytes] = []
         self.size = 0
         self.last = time.monotonic()  # When something of it came
-        self.scope = anyio.CancelScope()
+        self.scope: anyio.CancelScope | None = None  # None: nobody waits for it
         self.error: HttpError | None = None
 
 
@@ -70,16 +70,16 @@ class Bodies:
         """
         length = headers.get("content-length", "")
         body = _Body()
-        body.scope.deadline = anyio.current_time() + self._seconds
+        scope = body.scope = anyio.CancelScope(deadline=anyio.current_time() + self._seconds)
         self._reading.add(body)
         try:
-            with body.scope:
+            with scope:
                 if length.isdecimal() and int(length) > self._max_bytes:
                     if "expect" not in headers:
                         await _discard(receive)
                     raise self._too_large()
                 await self._read_all(receive, body)
-            if body.scope.cancelled_caught:
+            if scope.cancelled_caught:
                 raise body.error or HttpError(
                     408, f"the body did not arrive within {self._seconds:g} s", "slow_body"
                 )
@@ -133,7 +133,8 @@ class Bodies:
         body.error = error
         body.pieces.clear()
         self._give_back(body)
-        body.scope.cancel()
+        if body.scope is not None:
+            body.scope.cancel()
 
     def drop_stalled(self) -> None:
         """Gives up bodies whose senders are silent, since the server is to end."""
