@@ -264,9 +264,9 @@ def test_a_message_that_is_too_large_is_refused(client: Client):
     ("rows", "values", "message"),
     [
         (1 << 40, 1, "8796093022208 bytes"),
-        # Half a megabyte of one value, or of none, is asked for with a few bytes.
-        (1 << 16, 1, "1 values for the shape [65536,2], more than 262144 bytes"),
-        (1 << 16, 0, "0 values for the shape [65536,2], more than 262144 bytes"),
+        # Two megabytes of one value, or of none, are asked for with a few bytes.
+        (1 << 18, 1, "that are allowed for 1 values, of which the last is repeated"),
+        (1 << 18, 0, "that are allowed for 0 values, of which the last is repeated"),
     ],
 )
 def test_a_value_that_stands_for_too_many_is_refused(
