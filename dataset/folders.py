@@ -89,7 +89,10 @@ def open_folders(location: str, options: Options, name: str) -> FilesSource:
             f"{location} has classes without any image: {shown(names)}: add images, or remove the "
             "folders"
         )
-    return FilesSource(index.make_plan(KIND, location, name, found, options, notes=skipped.notes))
+    taken = {split: os.path.basename(os.path.dirname(path)) for split, path in folders if split}
+    notes = [f"{split} is the folder {name!r}" for split, name in taken.items() if name != split]
+    notes += skipped.notes
+    return FilesSource(index.make_plan(KIND, location, name, found, options, notes=notes))
 
 
 def compile_group(group: str | None) -> re.Pattern[str] | None:
