@@ -17,8 +17,9 @@ from pathlib import Path
 from dataset import images, index, storage
 from dataset.files_source import FilesSource
 from dataset.format import DataError
-from dataset.index import Candidate, normalized, shown
+from dataset.index import normalized
 from dataset.interface import SPLIT_NAMES, Options, group_of
+from dataset.splitting import Candidate, shown
 
 KIND = "folders"
 SUPERCLASSES_FILES = ("superclasses.txt", "superclasses.csv")
