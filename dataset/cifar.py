@@ -16,8 +16,8 @@ from dataset import storage
 from dataset.card import SPLITS, TEST, TRAIN, VALIDATION, DataCard, SourceInfo, Split, Superclasses
 from dataset.format import DataError, Layout
 from dataset.hashing import Digest
-from dataset.index import shown
 from dataset.interface import Item, Options, Unreadable, quotas, shard_length, stored_size
+from dataset.splitting import shown
 from dataset.synthetic_names import LABEL_NAMES
 from dataset.synthetic_names import NAME as SYNTHETIC
 

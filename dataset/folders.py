@@ -17,8 +17,9 @@ from pathlib import Path
 from dataset import images, index, storage
 from dataset.files_source import FilesSource
 from dataset.format import DataError
-from dataset.index import Candidate, normalized, shown
+from dataset.index import normalized
 from dataset.interface import SPLIT_NAMES, Options, group_of
+from dataset.splitting import Candidate, shown
 
 KIND = "folders"
 SUPERCLASSES_FILES = ("superclasses.txt", "superclasses.csv")
@@ -89,7 +90,10 @@ def open_folders(location: str, options: Options, name: str) -> FilesSource:
             f"{location} has classes without any image: {shown(names)}: add images, or remove the "
             "folders"
         )
-    return FilesSource(index.make_plan(KIND, location, name, found, options, notes=skipped.notes))
+    taken = {split: os.path.basename(os.path.dirname(path)) for split, path in folders if split}
+    notes = [f"{split} is the folder {name!r}" for split, name in taken.items() if name != split]
+    notes += skipped.notes
+    return FilesSource(index.make_plan(KIND, location, name, found, options, notes=notes))
 
 
 def compile_group(group: str | None) -> re.Pattern[str] | None:

@@ -21,8 +21,9 @@ from dataset import index, storage
 from dataset.files_source import FilesSource
 from dataset.folders import Skipped, check_name, compile_group, walk
 from dataset.format import DataError
-from dataset.index import Candidate, normalized, shown
+from dataset.index import normalized
 from dataset.interface import SPLIT_NAMES, Options, group_of
+from dataset.splitting import Candidate, shown
 
 KIND = "manifest"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")

@@ -22,9 +22,10 @@ from dataset import index, storage
 from dataset.files_source import FilesSource
 from dataset.folders import compile_group
 from dataset.format import DataError
-from dataset.index import Candidate, Entry, Row, normalized
+from dataset.index import Row, normalized
 from dataset.interface import SPLIT_NAMES, Item, Options, Unreadable, group_of, shard_length
 from dataset.manifest import find_columns, parse_split
+from dataset.splitting import Candidate, Entry
 
 KIND = "parquet"
 SUFFIX = ".parquet"

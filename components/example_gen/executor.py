@@ -27,7 +27,6 @@ from tfx.types import artifact_utils, standard_component_specs
 from dataset import images
 from dataset.card import CARD_FILE, SPLITS, TRAIN, DataCard, Split
 from dataset.format import DataError
-from dataset.index import shown
 from dataset.interface import (
     Item,
     Options,
@@ -38,6 +37,7 @@ from dataset.interface import (
     options_from_json,
 )
 from dataset.source import open_source
+from dataset.splitting import shown
 
 UNREADABLE_FILE = "unreadable.json"
 

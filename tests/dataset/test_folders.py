@@ -315,6 +315,7 @@ def test_what_the_user_is_told(given: Path, tmp_path: Path):
         f"data: class folders, from {given}",
         "data: train 30, validation 4, test 6 images of 8 x 8 pixels",
         "data: 3 classes of 5 to 20 images in train (cat to fox), imbalance ratio 4",
+        "data: validation is the folder 'valid'",
         "data: validation has no image of 1 of 3 classes: 'fox'",
         "data: test has no image of 1 of 3 classes: 'fox'",
     ]
