@@ -18,13 +18,13 @@ SCRIPT = """
 import dataclasses, json, sys
 import keras
 import numpy as np
-from tests.support.networks import build_model
+from trainer.network.model import build_model
 from trainer.preset import replace
 from trainer.presets import get_preset
 from trainer.optimizer import build_optimizer
 
 def train(preset, steps):
-    model = build_model(preset, seed=0)
+    model = build_model(preset, (32, 32, 3), 100, seed=0)
     model.compile(
         build_optimizer(preset.training, steps_per_epoch=steps),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -20,7 +20,7 @@ import jax, jax.numpy as jnp, keras
 import numpy as np
 from trainer import schedule
 from trainer.network import compact_layers, fast_layers
-from tests.support.networks import build_model
+from trainer.network.model import build_model
 from trainer.optimizer import build_optimizer
 from trainer.on_jax.packing import Packing, batches
 from trainer.on_jax.training import Split, Training
@@ -34,7 +34,7 @@ out = {}
 
 def optimizers(preset, **options):
     # Twenty steps by the plain optimizer and by the packed one, of the same gradients.
-    network = build_model(preset, num_classes=10, seed=0)
+    network = build_model(preset, (32, 32, 3), 10, seed=0)
     plain = build_optimizer(preset.training, steps_per_epoch=5, **options)
     plain.build(network.trainable_variables)
     build = functools.partial(build_optimizer, preset.training, steps_per_epoch=None, **options)

@@ -180,13 +180,14 @@ def test_an_interrupted_search_goes_on_after_its_finished_trials(search: Search)
     assert search.left == []
 
 
-def test_a_tie_goes_to_the_preset_s_own_resumed_or_not():
+def test_a_tie_goes_to_the_preset_s_own_resumed_or_not(tmp_path: Path):
     oracle = tuning._Oracle(
         objective=tuning.OBJECTIVE,
         max_trials=3,
         hyperparameters=tuning.search_space(TINY, fixed_architecture=True),
         seed=1,
     )
+    oracle._set_project_dir(str(tmp_path), "search")
     for score in (0.5, 0.25, 0.5):
         trial = oracle.create_trial("tuner0")
         oracle.update_trial(trial.trial_id, {tuning.OBJECTIVE.name: score})
