@@ -4,9 +4,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.ExifTags import Base
 
 from dataset import images, synthetic
 from dataset.card import SPLITS
@@ -16,8 +19,6 @@ from dataset.interface import Options
 from dataset.source import open_source
 from tests.support.ingest import files, ingest, read_card, read_rows
 from tests.support.pictures import class_folders, encoded, pixels, write
-
-CASES = Path(os.environ.get("IMAGE_CASES", "shared/cases"))
 
 
 @pytest.fixture
@@ -87,21 +88,33 @@ def test_synthetic_set_in_other_forms(tmp_path: Path, form: str):
 
 
 def test_any_format_becomes_rgb(tmp_path: Path):
-    """Each of the shared cases that is an image, upright and resized as the served graph does."""
-    if not CASES.is_dir():
-        pytest.skip(f"{CASES}, the folder of odd image files, is not there (IMAGE_CASES names it)")
+    """Images of every format and mode, upright and resized as the served graph does."""
+    picture = Image.fromarray(pixels(77, (40, 30)))
+    turned = Image.Exif()
+    turned[Base.Orientation] = 6
     root = class_folders(tmp_path / "photos", {"cat": 10, "dog": 10})
+    saved: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "plain.png": (picture, {}),
+        "grey.png": (picture.convert("L"), {}),
+        "deep.png": (Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(40, 30) * 50), {}),
+        "palette.png": (picture.convert("P"), {}),
+        "transparent.png": (picture.convert("RGBA"), {}),
+        "plain.jpg": (picture, {}),
+        "progressive.jpg": (picture, {"progressive": True}),
+        "cmyk.jpg": (picture.convert("CMYK"), {}),
+        "turned.jpg": (picture, {"exif": turned}),
+        "first.gif": (picture, {}),
+        "photo.bmp": (picture, {}),
+        "photo.webp": (picture, {}),
+    }
     cases = {}
-    for path in sorted(CASES.iterdir()):
-        try:
-            cases[path.name] = images.decode(path.read_bytes())
-        except images.UnreadableImage:
-            continue
-        shutil.copy(path, root / "cat")
-    assert len(cases) > 10
+    for name, (image, how) in saved.items():
+        image.save(root / "cat" / name, **how)
+        cases[name] = images.decode((root / "cat" / name).read_bytes())
+    assert cases["turned.jpg"].shape == (30, 40, 3)
     options = Options(image_size=(24, 16), resize="pad")
     examples = ingest(root, tmp_path / "out", options=options, dataset_name="photos")
     stored = {row.image for split in SPLITS for row in read_rows(examples, split)}
-    for name, picture in cases.items():
-        assert images.resize(picture, (24, 16), "pad").tobytes() in stored, name
+    for name, decoded in cases.items():
+        assert images.resize(decoded, (24, 16), "pad").tobytes() in stored, name
     assert np.frombuffer(next(iter(stored)), np.uint8).size == 24 * 16 * 3
