@@ -10,7 +10,7 @@ NEW_LINE = "; python_version >= '3.11'"
 setup(
     name="vit-pipeline",
     version="0.1.0",
-    description="A Vision Transformer on CIFAR-100, from raw records to a served model, with TFX.",
+    description="A Vision Transformer on any folder of images, to a served model, with TFX.",
     python_requires=">=3.10,<3.14",
     package_dir={"": "."},
     packages=find_packages(

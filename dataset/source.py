@@ -20,11 +20,18 @@ from dataset.manifest import find_manifest, open_manifest
 from dataset.parquet import KIND as PARQUET
 from dataset.parquet import SUFFIX as PARQUET_SUFFIX
 from dataset.parquet import find_files, is_parquet, open_parquet
+from dataset.synthetic_names import NAME as SYNTHETIC
 
 _OPENERS: dict[str, Callable[[str, Options, str], Source]] = {
     FOLDERS: open_folders,
     MANIFEST: open_manifest,
     PARQUET: open_parquet,
+}
+# Data sets that are called otherwise by people.
+TITLES = {
+    SYNTHETIC: "synthetic data",
+    binary.CIFAR_100.name: "CIFAR-100",
+    binary.CIFAR_10.name: "CIFAR-10",
 }
 # What a location can be, for people.
 KINDS = {

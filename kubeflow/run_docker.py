@@ -55,7 +55,7 @@ def run(package: Package, root: Path, data: Path, texts: Sequence[str], shared_m
     Args:
       package: What to run.
       root: Folder for everything; containers see it, and nothing else of this machine.
-      data: CIFAR-100 in its binary layout, copied into `root`.
+      data: What `dataset.source` opens, copied into `root`.
       texts: Parameters, NAME=VALUE.
       shared_memory: Size of /dev/shm, such as 1g.
 

@@ -58,15 +58,15 @@ def parse_args(arguments: Sequence[str]) -> PipelineConfig:
         PipelineConfig,
         arguments,
         prog="python -m pipeline.local_runner",
-        description="Trains a Vision Transformer on CIFAR-100 and pushes it for TF Serving if it "
-        "is good enough. Without flags: the real data if they can be had, a training length that "
-        "fits this machine.",
+        description="Trains a Vision Transformer on a folder of images and pushes it for TF "
+        "Serving if it is good enough. Without flags: a public data set if it can be had, a "
+        "training length that fits this machine.",
         epilog=f"presets:\n{_presets()}\n\n"
         "examples:\n"
         "  --preset tiny --limit 1000      a smoke test, a minute or two\n"
         "  --train_minutes 60              the default on a CPU, but six times as long\n"
         "  --preset notebook --epochs 20   the reference notebook\n"
-        "  --data cifar-100-binary.tar.gz --work_dir /tmp/run\n",
+        "  --data photos --work_dir /tmp/run\n",
     )
 
 

@@ -16,6 +16,7 @@ from components.evaluator.drop import COMPARISON_FILE
 from components.evaluator.results import Metrics, accuracies
 from dataset import card as data_card
 from dataset.card import DataCard
+from dataset.source import TITLES
 from dataset.synthetic_names import NAME as SYNTHETIC
 from pipeline.console import box, count
 from pipeline.gate import METRICS, TOP_1
@@ -25,8 +26,6 @@ from trainer import report as reports
 from trainer.report import TrainingReport
 
 _ENGINES = {engines.TENSORFLOW: "TensorFlow", engines.JAX: "JAX"}
-
-_TITLES = {SYNTHETIC: "synthetic data", "cifar-100": "CIFAR-100", "cifar-10": "CIFAR-10"}
 
 
 class NoOutputError(LookupError):
@@ -49,7 +48,7 @@ def summarize(run: Run) -> str:
     synthetic = training.dataset == SYNTHETIC
     lines = []
     if synthetic:
-        lines += ["Trained and tested on SYNTHETIC images: these are not CIFAR-100 results.", ""]
+        lines += ["Trained and tested on SYNTHETIC images: these are no results on real ones.", ""]
     lines += _training_lines(training)
     lines += [*_start_lines(run, training), *_search_lines(run, training)]
     card = _read_card(model)
@@ -60,7 +59,7 @@ def summarize(run: Run) -> str:
         lines += export_lines(exports.uri)
     lines += ["", *_next_lines(run, training)]
     lines += ["", f"time: {_times(run)}"]
-    name = _TITLES.get(training.dataset, training.dataset)
+    name = TITLES.get(training.dataset, training.dataset)
     if training.subset:
         name = f"a subset of {name}"
     return box(f"Summary: preset {training.preset.name} on {name}", lines)

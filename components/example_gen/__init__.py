@@ -1,1 +1,1 @@
-"""ExampleGen for data sets in CIFAR-100's binary layout."""
+"""ExampleGen for images from any source."""

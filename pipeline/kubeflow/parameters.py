@@ -167,7 +167,7 @@ def pipeline_parameters(
         Parameter(
             "dataset_name",
             config.dataset_name,
-            "cifar-100 or synthetic",
+            "name of the data, for the model and its card",
             [Place("ExampleGen", "dataset_name")],
         ),
         Parameter(

@@ -135,7 +135,7 @@ def test_the_first_run_pushes_a_model(project: Project):
 
     summary = result.stdout[result.stdout.index("== Summary") :]
     assert "preset tiny on synthetic data" in summary
-    assert "these are not CIFAR-100 results" in summary
+    assert "these are no results on real ones" in summary
     assert re.search(
         r"epoch +2 +loss \d\.\d{3} +validation top-1 0\.\d{3} +top-5 0\.\d{3}", summary
     )
