@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.server.conftest import Server, Start, free_port
+from tests.serving.server.conftest import Server, Start, free_port, predict_request
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,14 @@ def test_versions_and_labels(ask: Ask):
         (":predict", {"instances": []}, 400, "No values in 'instances' array"),
         (":predict", {"instances": [[1, 2], [3]]}, 400, "unexpected size"),
         (":predict", {"instances": [["a", "b"]]}, 400, "is not of expected type: float"),
+        (":predict", {"instances": [[True, 1]]}, 400, "is not of expected type: float"),
+        # The most common mistake of all: encoded images for the signature that takes numbers.
+        (
+            ":predict",
+            {"instances": [{"b64": "aGk="}]},
+            400,
+            'expected type: float; encoded bytes go with "signature_name": "',
+        ),
         (":predict", {"instances": [[1, 2, 3]]}, 400, r"has the shape \[1,3\]"),
         (":predict", {"instances": [{"z": [1, 2]}]}, 400, "keys must be equal to: x"),
         (":predict", {"inputs": {"z": [[1, 2]]}}, 400, "Missing named input: x"),
@@ -138,6 +147,26 @@ def test_refusals(ask: Ask, path: str, body: Any, status: int, message: str):
     assert answer[0] == status
     assert list(answer[1]) == ["error"]
     assert re.search(message, answer[1]["error"])
+
+
+def test_until_a_model_is_loaded_it_is_said_that_it_will_be(
+    start_server: Start, toys: list[Path], tmp_path: Path
+):
+    shutil.copytree(toys[1], tmp_path / "toy" / "1")  # new, so that it may still be written to
+    (tmp_path / "toy" / "1" / "saved_model.pb").touch()
+    port = free_port()
+    with start_server(tmp_path / "toy", f"--rest_api_port={port}", healthy=False) as server:
+        http = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        ready = http.get("/readyz")
+        refused = http.post("/v1/models/toy:predict", json={"instances": [[1, 2]]})
+        code, _ = server.client.refusal(predict_request())
+        for response in (ready, refused):
+            assert response.status_code == 503 and int(response.headers["retry-after"]) >= 1
+            assert list(response.json()) == ["error"]
+        assert code == "UNAVAILABLE"
+        server.wait(lambda: server.client.health() == "SERVING")
+        assert http.get("/readyz").status_code == 200
+        assert http.post("/v1/models/toy:predict", json={"instances": [[1, 2]]}).status_code == 200
 
 
 def test_status_and_metadata(ask: Ask):
