@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -20,7 +22,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.serving.server.conftest import ServerProcess, StartProcess, free_port
+from tests.serving.server.conftest import ROOT, ServerProcess, StartProcess, free_port
 from tests.serving.server.test_faults import held
 
 CONNECTIONS, SECONDS, BYTES = 60, 4, 1_000_000
@@ -264,6 +266,20 @@ def test_hang_up_drains(start_process: StartProcess, base: Path, tmp_path: Path)
         assert accepted.result().outputs
         assert server.process.wait(20) == 0
         assert "drained" in server.log.read_text()
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.5])
+def test_sigterm_while_it_still_imports(base: Path, delay: float):
+    command = ["serving.server", f"--port={free_port()}", "--model_name=toy"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, f"--model_base_path={base}"], cwd=ROOT
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    # Without waiting for TensorFlow's import, which takes many seconds of a busy machine.
+    began = time.monotonic()
+    assert process.wait(60) == 0
+    assert time.monotonic() - began < 5
 
 
 def test_long_json_stops_nobody_and_is_bounded(start_process: StartProcess, base: Path):
