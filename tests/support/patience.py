@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,15 +27,18 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
 
 
 def run(
-    command: Sequence[str], *, cpu_seconds: float, **options: Any
+    command: Sequence[str], *, cpu_seconds: float, input: str = "", **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Like `subprocess.run`, with a limit of processor time.
 
     Raises:
       AssertionError: The process took more, or stopped to use any; it was killed.
     """
-    with start(command, **options) as process:
-        output = wait(process, cpu_seconds=cpu_seconds)
+    with tempfile.TemporaryFile("w+") as file:  # a pipe could be full before it is read
+        file.write(input)
+        file.seek(0)
+        with start(command, **{"stdin": file, **options}) as process:
+            output = wait(process, cpu_seconds=cpu_seconds)
     return subprocess.CompletedProcess(command, process.returncode, *output)
 
 

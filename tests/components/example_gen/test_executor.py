@@ -120,11 +120,11 @@ def test_limit_takes_the_same_examples_again(
 
 def test_real_images(real_data: Path, tmp_path: Path):
     folder = copy(locate(str(real_data), tmp_path / "work").folder, tmp_path / "set")
-    os.truncate(folder / "train.bin", 500 * binary.RECORD_BYTES)
+    os.truncate(folder / "train.bin", 2000 * binary.RECORD_BYTES)  # of every class
     os.truncate(folder / "test.bin", 100 * binary.RECORD_BYTES)
     examples = ingest(folder, tmp_path / "output")
-    assert read_split(examples, "train") == expected_split(folder / "train.bin", 0, 450)
-    assert read_split(examples, "validation") == expected_split(folder / "train.bin", 450, 500)
+    assert read_split(examples, "train") == expected_split(folder / "train.bin", 0, 1800)
+    assert read_split(examples, "validation") == expected_split(folder / "train.bin", 1800, 2000)
     assert read_split(examples, "test") == expected_split(folder / "test.bin", 0, 100)
 
 

@@ -170,5 +170,5 @@ def test_config_round_trip_gives_the_same_layer(
 
 
 def test_fold_refuses_patches_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="patch_size is 30: it must divide image_size"):
-        FoldedPatchEmbedding(64, 224, 30)
+    with pytest.raises(ValueError, match=r"224 x 224 pixels cannot .* patch_size 30: choose"):
+        FoldedPatchEmbedding(64, 224, 30).build((None, 32, 32, 3))
