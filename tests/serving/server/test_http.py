@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -295,15 +296,16 @@ def test_long_json_stops_nobody_and_is_bounded(start_process: StartProcess, base
         for item, status in ((b"[],", 400), (b"{},", 429), (b"[0.123456,7],", 200)):
             body = b'{"instances":[' + item * (60_000_000 // len(item)) + item[:-1] + b"]}"
             before = memory()
-            peak, longest = before, 0.0
+            peak, times = before, []
             with futures.ThreadPoolExecutor() as pool:
                 answered = pool.submit(predict, server, body)
                 while not answered.done():
                     begin = time.monotonic()
                     assert server.client.health() == "SERVING"
-                    longest = max(longest, time.monotonic() - begin)
+                    times.append(time.monotonic() - begin)
                     peak = max(peak, memory())
                 if status != 200:  # What this model answers, is long itself
                     assert answered.result()[0] == status, answered.result()
                     assert peak - before < 6 * 60
-            assert longest < 1.5, item
+            # The usual wait: that of a moment can be the machine's, which others keep busy.
+            assert statistics.median(times) < 0.1 and len(times) > 5, (item, times)
