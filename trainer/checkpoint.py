@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -115,12 +116,13 @@ class Checkpoint(keras.callbacks.Callback):
         Raises:
           CheckpointError: The disk is full or not writable; earlier files are kept.
         """
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{index:05}/{variable.path}": variable.numpy()
             for index, variable in enumerate(_variables(self.model))
         }
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays, **{_HISTORY: np.array(json.dumps(self._history.epochs))})
+        arrays[_HISTORY] = np.array(json.dumps(self._history.epochs))
+        np.savez(buffer, **arrays)
         partial = self._folder / "partial"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -294,9 +294,9 @@ class Training:
           `loss`, `top_1_accuracy` and `top_5_accuracy`.
         """
         sums = jax.device_get([self._sum_metrics(state, batch) for batch in batches])
-        counted, *metrics = np.sum(sums, axis=0, dtype=np.float64)
+        counted, *metrics = np.sum(sums, axis=0, dtype=np.float64).tolist()
         names = ("loss", "top_1_accuracy", "top_5_accuracy")
-        return {name: float(value / counted) for name, value in zip(names, metrics)}
+        return {name: value / counted for name, value in zip(names, metrics)}
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """What the network of the last `assign` answers, computed in float32.
