@@ -21,7 +21,7 @@ CEILINGS = {"compact_long:128": 330, "compact_wide:256": 540, "notebook:256": 85
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter with JAX's compiler for CUDA, which needs a newer Python than one TFX line."""
     folder = tmp_path_factory.mktemp("kernels") / "venv"
-    find = ". tools/choose_python.sh; find_python 3.12 3.12 | cut -f2"
+    find = ". tools/choose_python.sh; find_python 3.12 | cut -f2"
     found = subprocess.run(["sh", "-c", find], cwd=ROOT, capture_output=True, text=True).stdout
     if not found.strip():
         # On 3.13, this version's compiler ends by a segmentation fault.
