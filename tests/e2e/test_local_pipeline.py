@@ -230,7 +230,7 @@ def test_a_model_worse_than_the_baseline_is_not_pushed(project: Project):
     # A learning rate that teaches nothing, against the model of the first run.
     result = project.run("--epochs 1 --learning_rate 1e-12 --max_accuracy_drop 0")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"baseline +0\.\d{4} +0\.\d{4}", result.stdout)
+    assert re.search(r"top-1 0\.\d{4}   top-5 0\.\d{4}   \(baseline\)", result.stdout)
     assert re.search(
         r"top_5_accuracy is 0\.\d+ below the baseline's \(allowed: 0\.0000\)", result.stdout
     )
