@@ -36,7 +36,6 @@ from tests.serving.server.conftest import (
     free_port,
     predict_request,
 )
-from tests.support.output import without_cuda
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 GROWTH_MB = 300
@@ -205,8 +204,9 @@ def test_survives_malformed_requests(server: ServerProcess):
     assert set(codes) <= {"OK", "NOT_FOUND", "FAILED_PRECONDITION"}, codes
     is_well(server)
     assert server.rss < before + GROWTH_MB
-    log = without_cuda(server.log.read_text())
-    assert "failed" not in log and "Traceback" not in log
+    # TensorFlow's own lines say "failed" of what it could not decode.
+    log = server.log.read_text()
+    assert "Traceback" not in log and " ERROR " not in log
 
 
 @pytest.mark.parametrize(
