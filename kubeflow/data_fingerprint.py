@@ -7,10 +7,10 @@ Location and options (JSON) are ExampleGen's. Exits with 1, and the cause, where
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
+from dataset.files import make_folder, replace_text
 from dataset.format import DataError
 from dataset.interface import options_from_json
 from dataset.source import open_source
@@ -19,15 +19,13 @@ from dataset.source import open_source
 def main() -> None:
     """Entry point; see the module's docstring."""
     location, options, output = sys.argv[1:]
+    path = Path(output)
     try:
         text = open_source(location, options_from_json(options)).card.source.fingerprint
+        make_folder(path.parent)
+        replace_text(path, text)
     except (DataError, OSError) as error:
         sys.exit(f"error: {error}")
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -70,9 +70,6 @@ def adapt(spec: Spec, config: KubeflowConfig) -> None:
     for name, task in tasks.items():
         component = spec["components"][task["componentRef"]["name"]]
         container = spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-        # TFX's driver for file-based ExampleGens, which Kubeflow Pipelines does not run; ours takes
-        # the data's fingerprint as a parameter instead.
-        container.pop("lifecycle", None)
         task["cachingOptions"] = {"enableCache": config.cache and name not in uncached}
         definitions = component.get("inputDefinitions", {})
         arguments = container["args"]
